@@ -1,0 +1,2 @@
+//! The `borealis` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Joins a server to a repository.

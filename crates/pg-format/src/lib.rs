@@ -1,0 +1,1 @@
+//! PostgreSQL's bytes: log records, pages, control file, labels.

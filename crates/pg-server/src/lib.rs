@@ -1,0 +1,1 @@
+//! Links to a PostgreSQL server, its data directory, and running one.

@@ -1,0 +1,1 @@
+//! Store, packs, page maps, log and ledger of one repository.

@@ -1,0 +1,1 @@
+//! Real servers, workloads, oracles and faults for tests.
