@@ -1,0 +1,3 @@
+//! Running a server.
+
+pub mod users;
