@@ -123,9 +123,7 @@ impl BackupSession {
         };
         let row = self
             .link
-            .row(&format!(
-                "SELECT lsn, labelfile, spcmapfile FROM {call}"
-            ))
+            .row(&format!("SELECT lsn, labelfile, spcmapfile FROM {call}"))
             .await?;
         Ok(BackupStop {
             position: row.position("lsn")?,

@@ -118,7 +118,12 @@ impl ServerFacts {
             )
             .await?;
         let settings = settings(link).await?;
-        let path = |name: &str| settings.get(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let path = |name: &str| {
+            settings
+                .get(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
+        };
         let bytes = |name: &str| {
             settings
                 .number(name)
@@ -166,7 +171,10 @@ pub async fn settings(link: &SqlLink) -> Result<Settings> {
             },
         ))
     };
-    rows.iter().map(setting).collect::<Result<_>>().map(Settings)
+    rows.iter()
+        .map(setting)
+        .collect::<Result<_>>()
+        .map(Settings)
 }
 
 /// The tablespaces that lie outside the data directory or are links in it.

@@ -7,7 +7,6 @@
 pub mod oracle;
 pub mod server;
 
-use std::future::Future;
 use std::time::Duration;
 
 use borealis_base::{Clock, SystemClock};
@@ -18,11 +17,11 @@ pub use server::{ServerOptions, TestServer};
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Waits until `condition` yields a value; fails the test with `what` after `deadline`.
-pub async fn wait_until<T, F, Fut>(what: &str, deadline: Duration, mut condition: F) -> T
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Option<T>>,
-{
+pub async fn wait_until<T>(
+    what: &str,
+    deadline: Duration,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let begin = SystemClock.elapsed();
     loop {
         if let Some(value) = condition().await {

@@ -222,12 +222,29 @@ impl TestServer {
     }
 
     async fn wait_ready(&mut self) {
+        self.wait_for(true).await;
+    }
+
+    async fn wait_for(&mut self, promoted: bool) {
         let info = self.info();
         let instance = self.instance.as_mut().expect("was launched");
         instance
-            .wait_ready(&info, true, DEADLINE, &SystemClock)
+            .wait_ready(&info, promoted, DEADLINE, &SystemClock)
             .await
             .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Starts it with `standby.signal` in place and waits until it answers queries.
+    pub async fn start_standby(&mut self) {
+        std::fs::write(self.data_dir.join("standby.signal"), "").expect("it is writable");
+        self.launch_with(Vec::new());
+        self.wait_for(false).await;
+    }
+
+    /// Ends recovery and waits until that is done.
+    pub async fn promote(&mut self) {
+        self.sql("SELECT pg_promote()").await;
+        self.wait_for(true).await;
     }
 
     /// Starts it after a stop or a kill.

@@ -59,13 +59,13 @@ fn hosts_ports_users_and_databases() {
         ("host=a,b port=1,2", &[("a", 1), ("b", 2)], "ann", "ann"),
         ("host=a,b port=7", &[("a", 7), ("b", 7)], "ann", "ann"),
         ("host=a,b port=7,", &[("a", 7), ("b", 5432)], "ann", "ann"),
+        ("host=a user=''", &[("a", 5432)], "ann", "ann"),
         (
-            "host=a user=''",
-            &[("a", 5432)],
+            "postgresql://",
+            &[(DEFAULT_SOCKET_DIRECTORY, 5432)],
             "ann",
             "ann",
         ),
-        ("postgresql://", &[(DEFAULT_SOCKET_DIRECTORY, 5432)], "ann", "ann"),
         ("postgres://db:7/x", &[("db", 7)], "ann", "x"),
         (
             "postgresql://bob@a:1,b:2/my%20db?application_name=x",
@@ -95,9 +95,17 @@ fn hosts_ports_users_and_databases() {
     ];
     for (text, hosts, user, database) in table {
         let info = resolve(text).unwrap_or_else(|e| panic!("{text}: {e}"));
-        let found: Vec<_> = info.hosts.iter().map(|h| (h.name.as_str(), h.port)).collect();
+        let found: Vec<_> = info
+            .hosts
+            .iter()
+            .map(|h| (h.name.as_str(), h.port))
+            .collect();
         assert_eq!(found, hosts, "{text}");
-        assert_eq!((info.user.as_str(), info.database.as_str()), (user, database), "{text}");
+        assert_eq!(
+            (info.user.as_str(), info.database.as_str()),
+            (user, database),
+            "{text}"
+        );
     }
 }
 
@@ -158,7 +166,10 @@ fn options_that_would_be_weaker_if_ignored_are_refused() {
         assert_eq!(resolve(text).expect_err(text).kind(), ErrorKind::Refused);
     }
     let from_environment = resolve_with("", &[("PGREQUIREPEER", "postgres")], &nothing);
-    assert_eq!(from_environment.expect_err("refused").kind(), ErrorKind::Refused);
+    assert_eq!(
+        from_environment.expect_err("refused").kind(),
+        ErrorKind::Refused
+    );
 }
 
 #[test]
@@ -212,7 +223,11 @@ fn password_file_rules() {
     };
     // Text; ordinary password; password of replication.
     let table: [(&str, Option<&str>, Option<&str>); 7] = [
-        ("host=db user=bob dbname=x", Some("first"), Some("for:repl\\")),
+        (
+            "host=db user=bob dbname=x",
+            Some("first"),
+            Some("for:repl\\"),
+        ),
         ("host=db user=bob dbname=y", None, Some("for:repl\\")),
         ("host=db port=5433 user=eve", Some("any*"), Some("any*")),
         ("host=::1 user=eve", Some("v6"), Some("v6")),
@@ -223,7 +238,11 @@ fn password_file_rules() {
     for (text, ordinary, replication) in table {
         let info = resolve_with(text, &[], &read).expect(text);
         let host = &info.hosts[0];
-        assert_eq!(host.password.as_ref().map(Password::reveal), ordinary, "{text}");
+        assert_eq!(
+            host.password.as_ref().map(Password::reveal),
+            ordinary,
+            "{text}"
+        );
         assert_eq!(
             host.replication_password.as_ref().map(Password::reveal),
             replication,
@@ -257,7 +276,9 @@ fn tls_modes_and_roots() {
     };
     let default = resolve("host=db").expect("resolves").tls;
     assert_eq!((default.mode, default.root), (SslMode::Prefer, None));
-    let home = resolve_with("sslmode=verify-full", &[], &root).expect("resolves").tls;
+    let home = resolve_with("sslmode=verify-full", &[], &root)
+        .expect("resolves")
+        .tls;
     assert_eq!(
         home.root,
         Some(RootCert::File("/home/ann/.postgresql/root.crt".into()))
@@ -269,6 +290,9 @@ fn tls_modes_and_roots() {
     );
     let jdbc = resolve("postgresql://db/x?ssl=true").expect("resolves").tls;
     assert_eq!(jdbc.mode, SslMode::Require);
-    let identity = resolve("sslcert=/c sslkey=/k").expect("resolves").tls.identity;
+    let identity = resolve("sslcert=/c sslkey=/k")
+        .expect("resolves")
+        .tls
+        .identity;
     assert_eq!(identity, Some(("/c".into(), "/k".into())));
 }

@@ -317,7 +317,10 @@ pub fn running_pid(data_dir: &Path) -> Result<Option<u32>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::file("read", path, error)),
     };
-    let pid = text.lines().next().and_then(|line| line.trim().parse().ok());
+    let pid = text
+        .lines()
+        .next()
+        .and_then(|line| line.trim().parse().ok());
     Ok(pid.filter(|pid| process(*pid).is_some_and(|pid| test_kill_process(pid).is_ok())))
 }
 
