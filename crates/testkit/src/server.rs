@@ -18,7 +18,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const SUPERUSER: &str = "postgres";
 
 /// Words that log lines of every test may hold.
-const ALLOWED: [&str; 7] = [
+const ALLOWED: [&str; 9] = [
     "the database system is starting up",
     "the database system is shutting down",
     "the database system is not yet accepting connections",
@@ -26,6 +26,8 @@ const ALLOWED: [&str; 7] = [
     "terminating connection due to unexpected postmaster exit",
     "terminating connection because of crash of another server process",
     "could not receive data from client",
+    "connection to client lost",
+    "specified neither primary_conninfo nor restore_command",
 ];
 
 /// What kind of server a test wants.
