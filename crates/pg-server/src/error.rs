@@ -253,6 +253,14 @@ impl Error {
             }
             source = cause.source();
         }
+        // The library has no way to ask for the kind of these.
+        if detail.starts_with("authentication error") || detail.starts_with("invalid configuration")
+        {
+            return Self::Login {
+                to: to.to_owned(),
+                detail,
+            };
+        }
         Self::Lost {
             to: to.to_owned(),
             detail,

@@ -280,9 +280,16 @@ impl ConnInfo {
             let known = VARIABLES.iter().any(|(option, _)| option == name)
                 || HARMLESS.contains(&name.as_str());
             match name.as_str() {
-                "sslcrl" | "sslcrldir" | "require_auth" | "requirepeer" | "sslpassword"
-                | "ssl_min_protocol_version" | "ssl_max_protocol_version" | "sslnegotiation"
-                | "sslcertmode" | "replication" => {
+                "sslcrl"
+                | "sslcrldir"
+                | "require_auth"
+                | "requirepeer"
+                | "sslpassword"
+                | "ssl_min_protocol_version"
+                | "ssl_max_protocol_version"
+                | "sslnegotiation"
+                | "sslcertmode"
+                | "replication" => {
                     return Err(Error::UnsupportedOption(name.clone()));
                 }
                 _ if known => {}
@@ -585,9 +592,7 @@ pub(crate) fn check_key_file(path: &Path) -> Result<()> {
     if mode & forbidden != 0 {
         return Err(Error::UnsafeFile {
             path: path.to_owned(),
-            problem: format!(
-                "the private key has mode {mode:04o}; others must not read it (0600)"
-            ),
+            problem: format!("the private key has mode {mode:04o}; others must not read it (0600)"),
         });
     }
     Ok(())

@@ -262,8 +262,5 @@ async fn open(info: &ConnInfo, host: &Host, ask: Ask) -> Result<LinkStream> {
         .peer_certificates()
         .and_then(|chain| chain.first())
         .and_then(|certificate| tls::end_point(certificate));
-    Ok(LinkStream::new(
-        Transport::Tls(Box::new(stream)),
-        end_point,
-    ))
+    Ok(LinkStream::new(Transport::Tls(Box::new(stream)), end_point))
 }

@@ -57,9 +57,13 @@ impl Login for SqlLogin {
             .ssl_mode(SqlSslMode::Require)
             .ssl_negotiation(SslNegotiation::Direct)
             .channel_binding(match info.tls.channel_binding {
-                conninfo::ChannelBinding::Disable => tokio_postgres::config::ChannelBinding::Disable,
+                conninfo::ChannelBinding::Disable => {
+                    tokio_postgres::config::ChannelBinding::Disable
+                }
                 conninfo::ChannelBinding::Prefer => tokio_postgres::config::ChannelBinding::Prefer,
-                conninfo::ChannelBinding::Require => tokio_postgres::config::ChannelBinding::Require,
+                conninfo::ChannelBinding::Require => {
+                    tokio_postgres::config::ChannelBinding::Require
+                }
             });
         if info.tls.channel_binding == conninfo::ChannelBinding::Require && !bound {
             return Err(Error::Login {

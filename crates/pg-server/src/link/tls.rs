@@ -63,7 +63,12 @@ fn verifier(
             return Err(failed(host, "no root certificate"));
         }
         // As in libpq: without a root certificate the weaker modes encrypt and check nothing.
-        (None, _) => return Ok(Arc::new(ChainOnly { roots: None, algorithms })),
+        (None, _) => {
+            return Ok(Arc::new(ChainOnly {
+                roots: None,
+                algorithms,
+            }));
+        }
         (Some(RootCert::File(path)), _) => Arc::new(read_roots(path)?),
     };
     if tls.mode == SslMode::VerifyFull {

@@ -226,12 +226,9 @@ impl ReplicationLink {
 
     /// Removes a slot. An absent or busy one is the server's error.
     pub async fn drop_slot(&mut self, name: &str) -> Result<()> {
-        self.command(&format!(
-            "DROP_REPLICATION_SLOT {}",
-            quote_identifier(name)
-        ))
-        .await
-        .map(drop)
+        self.command(&format!("DROP_REPLICATION_SLOT {}", quote_identifier(name)))
+            .await
+            .map(drop)
     }
 
     /// The name and the content of a timeline's history file. Timeline 1 has none.

@@ -300,8 +300,7 @@ async fn report(
             },
         }
         let now = *progress.borrow_and_update();
-        let update =
-            wire::status_update(now.write, now.flush, now.apply, clock.now(), ask);
+        let update = wire::status_update(now.write, now.flush, now.apply, clock.now(), ask);
         let mut sent = writer.write_all(&update).await;
         if sent.is_ok() && finish.is_some() {
             sent = writer.write_all(&COPY_DONE).await;

@@ -287,7 +287,10 @@ mod tests {
         for len in [0_u32, 3, u32::MAX] {
             let mut buffer = BytesMut::from(&b"d"[..]);
             buffer.extend_from_slice(&len.to_be_bytes());
-            assert!(take_frame(&mut buffer).is_err(), "length {len} was accepted");
+            assert!(
+                take_frame(&mut buffer).is_err(),
+                "length {len} was accepted"
+            );
         }
     }
 
