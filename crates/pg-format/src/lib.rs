@@ -37,6 +37,7 @@ pub mod relation;
 pub mod segment;
 pub mod time;
 pub mod version;
+pub mod wal;
 
 pub use borealis_base::{Branch as Timeline, Position as Lsn};
 pub use control_file::ControlFile;

@@ -117,6 +117,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn pointer(offset: u32, flags: u32, len: u32) -> u32 {
+        offset | flags << 15 | len << 17
+    }
+
     /// A heap page with one tuple of 33 bytes at 8152.
     fn heap_page() -> Vec<u8> {
         let mut page = vec![0; 8192];
@@ -126,7 +130,7 @@ mod tests {
         put(
             &mut page,
             24,
-            &(8152 | 1 << 15 | 33_u32 << 17).to_le_bytes(),
+            &pointer(8152, 1, 33).to_le_bytes(),
         );
         put(&mut page, 8152, &77_u32.to_le_bytes());
         put(&mut page, 8152 + 20, &0x0802_u16.to_le_bytes());
@@ -171,7 +175,7 @@ mod tests {
         put(
             &mut page,
             24,
-            &(8160 | 1 << 15 | 16_u32 << 17).to_le_bytes(),
+            &pointer(8160, 1, 16).to_le_bytes(),
         );
         put(&mut page, 8176 + 12, &BTREE_LEAF.to_le_bytes());
         let mask = |mut page: Vec<u8>| {
@@ -182,7 +186,7 @@ mod tests {
         put(
             &mut killed,
             24,
-            &(8160 | 3 << 15 | 16_u32 << 17).to_le_bytes(),
+            &pointer(8160, 3, 16).to_le_bytes(),
         );
         put(&mut killed, 8176 + 12, &(BTREE_LEAF | 1 << 6).to_le_bytes());
         assert_eq!(mask(page.clone()), mask(killed));
@@ -190,7 +194,7 @@ mod tests {
         put(
             &mut moved,
             24,
-            &(8168 | 1 << 15 | 16_u32 << 17).to_le_bytes(),
+            &pointer(8168, 1, 16).to_le_bytes(),
         );
         assert_ne!(mask(page), mask(moved));
     }
