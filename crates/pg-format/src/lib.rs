@@ -31,12 +31,14 @@ mod cursor;
 pub mod error;
 pub mod files;
 pub mod history;
+pub mod index;
 pub mod label;
 pub mod page;
 pub mod relation;
 pub mod segment;
 pub mod time;
 pub mod version;
+pub mod wal;
 
 pub use borealis_base::{Branch as Timeline, Position as Lsn};
 pub use control_file::ControlFile;

@@ -60,7 +60,7 @@ impl PageHeader {
             && self.lower <= self.upper
             && self.upper <= self.special
             && self.special as usize <= page_size
-            && self.special % 8 == 0
+            && self.special.is_multiple_of(8)
     }
 }
 
