@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod conninfo;
+pub mod data_dir;
 pub mod error;
 pub mod instance;
 pub mod link;
