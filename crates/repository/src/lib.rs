@@ -1,3 +1,5 @@
 //! Store, packs, page maps, log and ledger of one repository.
 
+pub mod pages;
 pub mod plan;
+pub mod wire;
