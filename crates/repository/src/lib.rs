@@ -1,1 +1,22 @@
-//! Store, packs, page maps, log and ledger of one repository.
+//! Store, objects, ledger and keys of one repository: immutable objects in an object store, and
+//! per lineage a ledger of numbered entries that says which of them count.
+//!
+//! ```text
+//! Repository ── catalog ──> lineage ── LedgerWriter ──> ledger entries, epochs, checkpoints
+//!                                  └── LedgerReader ──> LineageState
+//! every object: ObjectBuilder ──> seal ──> Store::create        (never overwritten)
+//!               Store::read   ──> ObjectView ──> open_frame     (authenticated before use)
+//! ```
+//!
+//! Nothing here knows which database it serves: a log of positioned bytes, page files and blobs.
+//! The formats are in `docs/formats/`.
+
+pub mod error;
+pub mod layout;
+pub mod object;
+pub mod pages;
+pub mod plan;
+pub mod store;
+pub mod wire;
+
+pub use error::{Error, Result};

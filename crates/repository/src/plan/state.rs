@@ -1,0 +1,194 @@
+//! What a lineage's ledger says, as plain values.
+//!
+//! The fold over the ledger fills these, and every rule of this module reads nothing else, so that
+//! windows, restore plans, pin retention and verification rest on the same facts.
+
+use std::collections::BTreeMap;
+
+use borealis_base::{Branch, LineageId, ObjectId, Position, Timestamp};
+use bytes::Bytes;
+
+/// Where one log record lies: `[start, end)`.
+///
+/// Both ends are kept because a recovery target compares a record's start while a person means its
+/// end; one cannot be computed from the other without the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RecordSpan {
+    /// Position of the record's first byte.
+    pub start: Position,
+    /// Position just past its last byte (alignment padding included, as the engine counts it).
+    pub end: Position,
+}
+
+/// A log piece: log bytes `[start, end)` of one branch, stored in one ledger entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PieceSummary {
+    /// Number of the ledger entry that holds the piece.
+    pub entry: u64,
+    /// When the entry was written, by the writer's clock.
+    pub recorded_at: Timestamp,
+    /// Branch of the bytes.
+    pub branch: Branch,
+    /// First position held.
+    pub start: Position,
+    /// Position just past the last one held.
+    pub end: Position,
+    /// The last moment settled before this piece, `None` if there was none.
+    pub settled_before: Option<Timestamp>,
+    /// The last moment settled with this piece; not below `settled_before`.
+    pub settled_after: Option<Timestamp>,
+    /// The last record that ends within `(start, end]`, `None` if none does.
+    pub last_record: Option<RecordSpan>,
+    /// Where a parser must begin to understand what follows this piece: `end`, or the start of the
+    /// record that crosses it.
+    pub resume_at: Position,
+    /// Size of the stored entry.
+    pub stored_bytes: u64,
+}
+
+/// A base backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseBackupSummary {
+    /// Number of the ledger entry that names it.
+    pub entry: u64,
+    /// When the entry was written, by the writer's clock.
+    pub recorded_at: Timestamp,
+    /// Its manifest.
+    pub manifest: ObjectRef,
+    /// Branch of `start` and `end`.
+    pub branch: Branch,
+    /// Where replay must begin.
+    pub start: Position,
+    /// Where its pages become consistent: the first position it can be restored to.
+    pub end: Position,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// Bytes stored for it that no base backup before it had stored.
+    pub new_bytes: u64,
+    /// Pages it resolves, its own and shared ones.
+    pub total_pages: u64,
+    /// Number of the rule set that chose which pages to read.
+    pub rule_set: u32,
+}
+
+/// A stored object, by a name that nothing else can take and the digest of its head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ObjectRef {
+    /// Lineage under whose name it is stored: an ancestor's, where pages are shared.
+    pub lineage: LineageId,
+    /// Which object.
+    pub object: ObjectId,
+    /// Its stored length in bytes.
+    pub len: u64,
+    /// SHA-256 of its head, which binds every frame.
+    pub head_digest: [u8; 32],
+}
+
+/// Moments settled without new log: the heartbeat of an idle cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettledSummary {
+    /// Number of the ledger entry.
+    pub entry: u64,
+    /// When the entry was written, by the writer's clock.
+    pub recorded_at: Timestamp,
+    /// Branch of `last_record`.
+    pub branch: Branch,
+    /// Every moment not settled before, up to and including this one, is settled here.
+    pub through: Timestamp,
+    /// The last record a restore to such a moment replays.
+    pub last_record: RecordSpan,
+}
+
+/// Log that was never stored and never will be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GapSummary {
+    /// Number of the ledger entry.
+    pub entry: u64,
+    /// Branch of the missing log.
+    pub branch: Branch,
+    /// First missing position.
+    pub from: Position,
+    /// Where the log goes on. May equal `from`: the log on both sides is there, and replay must
+    /// not cross.
+    pub to: Position,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// How a branch began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BranchSummary {
+    /// Number of the ledger entry.
+    pub entry: u64,
+    /// The branch it left.
+    pub parent: Branch,
+    /// The first position at which the two may differ.
+    pub at: Position,
+    /// The engine's own record of the branch, opaque.
+    pub history: Bytes,
+}
+
+/// A snapshot: a position kept restorable under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinSummary {
+    /// Its number in the log of pins.
+    pub number: u64,
+    /// Its name, unique among the pins that stand.
+    pub name: String,
+    /// Branch of `last_record`.
+    pub branch: Branch,
+    /// The last record a restore to it replays.
+    pub last_record: RecordSpan,
+    /// The moment it stands for, by the source's clock.
+    pub time: Option<Timestamp>,
+    /// Free text.
+    pub note: String,
+    /// Free labels.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Everything a lineage's ledger and pins say, each list in ledger order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LineageState {
+    /// Which lineage.
+    pub lineage: LineageId,
+    /// The log a replay needs begins at a multiple of this many bytes at or before a base backup's
+    /// start, because the engine reads its log in such units. 1 where it does not.
+    pub log_unit: u64,
+    /// The last entry folded in; zero if none.
+    pub head: u64,
+    /// Log pieces.
+    pub pieces: Vec<PieceSummary>,
+    /// Base backups.
+    pub base_backups: Vec<BaseBackupSummary>,
+    /// Settled moments without log.
+    pub settled: Vec<SettledSummary>,
+    /// Missing log.
+    pub gaps: Vec<GapSummary>,
+    /// How branches began; one that is not here has no parent.
+    pub branches: BTreeMap<Branch, BranchSummary>,
+    /// Pins that stand.
+    pub pins: Vec<PinSummary>,
+    /// Why the lineage takes no more log, if it does not.
+    pub retired: Option<String>,
+}
+
+impl LineageState {
+    /// A lineage of which nothing is stored.
+    pub fn empty(lineage: LineageId) -> Self {
+        Self {
+            lineage,
+            log_unit: 1,
+            head: 0,
+            pieces: Vec::new(),
+            base_backups: Vec::new(),
+            settled: Vec::new(),
+            gaps: Vec::new(),
+            branches: BTreeMap::new(),
+            pins: Vec::new(),
+            retired: None,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What a store can answer.
+
+use borealis_base::ErrorKind;
+
+/// The kinds of failure that a caller treats differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreErrorKind {
+    /// The object does not exist; proven by looking.
+    NotFound,
+    /// No answer, or one that says "later". After a create this is ambiguous: it may have happened,
+    /// or may yet happen.
+    Unreachable,
+    /// The caller lacks a right.
+    Denied,
+    /// No room.
+    Full,
+    /// The request makes no sense to this store.
+    Invalid,
+}
+
+/// A failure of a store.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{operation} {name} in {url}: {what}")]
+pub struct StoreError {
+    /// What kind of failure.
+    pub kind: StoreErrorKind,
+    /// `create`, `read`, ...
+    pub operation: &'static str,
+    /// The object.
+    pub name: String,
+    /// The store.
+    pub url: String,
+    /// The store's own words.
+    pub what: String,
+}
+
+impl StoreError {
+    /// A failure of `operation` on object `name` of the store at `url`.
+    pub fn new(
+        kind: StoreErrorKind,
+        operation: &'static str,
+        name: &str,
+        url: &str,
+        what: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            operation,
+            name: name.to_owned(),
+            url: url.to_owned(),
+            what: what.into(),
+        }
+    }
+
+    /// What the caller can do.
+    pub fn kind(&self) -> ErrorKind {
+        match self.kind {
+            StoreErrorKind::NotFound => ErrorKind::NotFound,
+            StoreErrorKind::Unreachable => ErrorKind::Unreachable,
+            StoreErrorKind::Denied | StoreErrorKind::Full => ErrorKind::Refused,
+            StoreErrorKind::Invalid => ErrorKind::Usage,
+        }
+    }
+
+    /// Whether the same request can succeed later without anyone changing it. A full store counts:
+    /// someone may make room.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.kind,
+            StoreErrorKind::Unreachable | StoreErrorKind::Full
+        )
+    }
+
+    /// A full sentence that helps, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self.kind {
+            StoreErrorKind::Full => Some(format!("Make room in {} and try again.", self.url)),
+            StoreErrorKind::Denied => Some(format!(
+                "Give this user the right to {} objects in {}.",
+                self.operation, self.url
+            )),
+            _ => None,
+        }
+    }
+}
