@@ -366,11 +366,12 @@ impl Folder {
                 }
             }
             XlogRecord::ParameterChange(parameters) => {
-                self.minimal = parameters.wal_level == WalLevel::Minimal;
-                // The server's last log before it was told to log less may be of either kind.
-                if self.minimal {
+                let minimal = parameters.wal_level == WalLevel::Minimal;
+                // A piece in which the level changes holds log of both kinds.
+                if minimal || self.minimal {
                     self.index.change_map.widen(Widening::MinimalLog);
                 }
+                self.minimal = minimal;
                 self.index.parameter_changes.push(ParameterChange {
                     record: span,
                     parameters,
@@ -512,3 +513,6 @@ impl Folder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
