@@ -1,6 +1,8 @@
 //! Links to a PostgreSQL server, its data directory, and running one.
 
 pub mod backup;
+pub mod catalog;
+pub mod check;
 pub mod conninfo;
 pub mod data_dir;
 pub mod error;
