@@ -8,6 +8,7 @@ pub mod data_dir;
 pub mod error;
 pub mod instance;
 pub mod link;
+pub mod recovery;
 pub mod source;
 
 pub use error::{Error, Result};
