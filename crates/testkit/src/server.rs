@@ -18,10 +18,11 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 pub const SUPERUSER: &str = "postgres";
 
 /// Words that log lines of every test may hold.
-const ALLOWED: [&str; 9] = [
+const ALLOWED: [&str; 10] = [
     "the database system is starting up",
     "the database system is shutting down",
     "the database system is not yet accepting connections",
+    "the database system is not accepting connections",
     "terminating connection due to administrator command",
     "terminating connection due to unexpected postmaster exit",
     "terminating connection because of crash of another server process",
