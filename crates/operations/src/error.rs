@@ -44,16 +44,20 @@ pub enum Error {
 impl Error {
     /// A failure of `kind`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self::Told { kind, message: message.into(), hint: None }
+        Self::Told {
+            kind,
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// A failure of `kind`, with what to do about it.
-    pub fn with_hint(
-        kind: ErrorKind,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
-        Self::Told { kind, message: message.into(), hint: Some(hint.into()) }
+    pub fn with_hint(kind: ErrorKind, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Told {
+            kind,
+            message: message.into(),
+            hint: Some(hint.into()),
+        }
     }
 
     /// A request that is not allowed in this state, with what would allow it.
@@ -102,6 +106,10 @@ pub(crate) trait FileContext<T> {
 
 impl<T> FileContext<T> for std::io::Result<T> {
     fn at(self, action: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|source| Error::File { action, path: path.to_owned(), source })
+        self.map_err(|source| Error::File {
+            action,
+            path: path.to_owned(),
+            source,
+        })
     }
 }

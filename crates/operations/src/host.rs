@@ -19,7 +19,9 @@ pub struct ProcessIdentity {
 }
 
 fn read(path: &str) -> Option<String> {
-    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    std::fs::read_to_string(path)
+        .ok()
+        .map(|text| text.trim().to_owned())
 }
 
 fn process_space() -> Option<String> {
@@ -32,14 +34,20 @@ fn process_space() -> Option<String> {
 /// Field 22 of `/proc/PID/stat`. The process name, field 2, may hold anything, spaces and brackets too.
 fn started_ticks(pid: u32) -> Option<u64> {
     let stat = read(&format!("/proc/{pid}/stat"))?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 impl ProcessIdentity {
     /// This process.
     pub fn current() -> Result<Self> {
         let pid = std::process::id();
-        let unknown = |what: &str| Error::new(ErrorKind::Bug, format!("{what} can't be read from /proc"));
+        let unknown =
+            |what: &str| Error::new(ErrorKind::Bug, format!("{what} can't be read from /proc"));
         Ok(Self {
             host: read("/proc/sys/kernel/hostname").unwrap_or_else(|| "unknown".to_owned()),
             process_space: process_space().ok_or_else(|| unknown("this machine's identity"))?,
@@ -66,7 +74,10 @@ mod tests {
 
     #[test]
     fn a_reused_process_number_is_not_the_same_process() {
-        let other = ProcessIdentity { started_ticks: 1, ..ProcessIdentity::current().unwrap() };
+        let other = ProcessIdentity {
+            started_ticks: 1,
+            ..ProcessIdentity::current().unwrap()
+        };
         assert_eq!(other.is_alive(), Some(false));
     }
 

@@ -1,1 +1,8 @@
 //! Joins a server to a repository.
+pub mod base_backup;
+pub mod error;
+pub mod host;
+pub mod protect;
+pub mod restore;
+pub mod status;
+pub use error::{Error, Result};

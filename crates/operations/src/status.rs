@@ -140,7 +140,10 @@ impl ClusterStatus {
             ));
         }
         for gap in &self.gaps {
-            lines.push(format!("  gap           {} to {}: {}", gap.from, gap.to, gap.reason));
+            lines.push(format!(
+                "  gap           {} to {}: {}",
+                gap.from, gap.to, gap.reason
+            ));
         }
         lines.push(match &self.last_base_backup {
             Some(base) => format!(
@@ -158,7 +161,11 @@ impl ClusterStatus {
             ByteLen(self.base_backup_bytes),
             ByteLen(self.log_bytes)
         ));
-        lines.extend(self.notes.iter().map(|note| format!("  note          {note}")));
+        lines.extend(
+            self.notes
+                .iter()
+                .map(|note| format!("  note          {note}")),
+        );
         lines.join("\n") + "\n"
     }
 
@@ -166,7 +173,9 @@ impl ClusterStatus {
         if let Some(reason) = &self.retired {
             return format!("no longer: {reason}");
         }
-        let Some(holder) = &self.protector else { return "not yet".to_owned() };
+        let Some(holder) = &self.protector else {
+            return "not yet".to_owned();
+        };
         let state = match holder.running {
             Some(true) => "running",
             Some(false) => "NOT running",

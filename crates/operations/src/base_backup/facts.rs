@@ -2,15 +2,18 @@
 //! restore on another machine must know and that the data directory does not hold. Stored as JSON in
 //! the manifest; unknown fields are ignored, so that fields can be added.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use borealis_pg_server::source::ServerFacts;
+use borealis_base::ErrorKind;
+use borealis_pg_format::control_file::ControlFile;
+use borealis_pg_server::catalog::CatalogFacts;
+use borealis_pg_server::data_dir::config_files::ConfigFiles;
+use borealis_pg_server::recovery::HostFacts;
+use borealis_pg_server::source::{Database, ServerFacts, Settings, Tablespace};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Names of blobs that do not belong into the data directory begin with this; what follows is the
-/// file's absolute path on the source.
-pub const OUTSIDE_PREFIX: &str = "outside:";
+use crate::error::{Error, Result};
 
 /// A server at the time of a base backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,51 +32,47 @@ pub struct ServerState {
     pub relation_segment_pages: u32,
     /// Whether pages carry checksums.
     pub data_checksums: bool,
-    /// Every setting that did not have its default.
-    pub settings: BTreeMap<String, String>,
-    /// The main configuration file's path on the source.
-    pub config_file: Option<PathBuf>,
-    /// The access file's path on the source.
-    pub hba_file: Option<PathBuf>,
-    /// The user-name map's path on the source.
-    pub ident_file: Option<PathBuf>,
     /// The data directory's path on the source.
     pub data_directory: PathBuf,
-    /// Tablespaces: object identifier to the directory on the source.
-    pub tablespaces: BTreeMap<u32, PathBuf>,
-    /// Databases with the collation version that their indexes were built with.
-    pub databases: Vec<DatabaseState>,
-    /// Damaged pages, as `path block N`, whose content is what was read.
+    /// Permission bits of the data directory.
+    pub data_directory_mode: u32,
+    /// Settings.
+    pub settings: Settings,
+    /// Configuration files, wherever they lie, with all that they include.
+    pub config: ConfigFiles,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: Vec<Tablespace>,
+    /// Databases.
+    pub databases: Vec<Database>,
+    /// Indexes that depend on collations, extensions, libraries.
+    pub catalog: CatalogFacts,
+    /// The machine.
+    pub host: HostFacts,
+    /// Pages that were damaged on the source, whose content is what was read.
     #[serde(default)]
-    pub damaged: Vec<String>,
+    pub damaged: Vec<DamagedPage>,
 }
 
-/// A database at the time of a base backup.
+/// A page that the source itself could not read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DatabaseState {
-    /// Its object identifier.
-    pub oid: u32,
-    /// Its name.
-    pub name: String,
-    /// Its collation.
-    pub collate: String,
-    /// The collation's provider.
-    pub provider: String,
-    /// The version the library had when the database's indexes were built.
-    pub collation_version: Option<String>,
+pub struct DamagedPage {
+    /// The relation fork's path.
+    pub path: String,
+    /// The block.
+    pub block: u32,
+    /// What is wrong with it.
+    pub fault: String,
 }
 
 impl ServerState {
     /// Puts together what the server says and what its control file says.
     pub fn new(
         facts: &ServerFacts,
-        data_directory: PathBuf,
-        control: &borealis_pg_format::control_file::ControlFile,
+        control: &ControlFile,
+        catalog: CatalogFacts,
+        config: ConfigFiles,
+        data_directory: (PathBuf, u32),
     ) -> Self {
-        let [config_file, hba_file, ident_file] = facts.config_files.clone();
-        let changed = |(name, setting): (&String, &borealis_pg_server::source::Setting)| {
-            (setting.source != "default").then(|| (name.clone(), setting.value.clone()))
-        };
         Self {
             version: facts.version,
             version_text: facts.version_text.clone(),
@@ -82,27 +81,14 @@ impl ServerState {
             page_bytes: control.page_size,
             relation_segment_pages: control.relation_segment_pages,
             data_checksums: control.data_checksum_version != 0,
-            settings: facts.settings.0.iter().filter_map(changed).collect(),
-            config_file,
-            hba_file,
-            ident_file,
-            data_directory,
-            tablespaces: facts
-                .tablespaces
-                .iter()
-                .map(|tablespace| (tablespace.oid, tablespace.path.clone()))
-                .collect(),
-            databases: facts
-                .databases
-                .iter()
-                .map(|database| DatabaseState {
-                    oid: database.oid,
-                    name: database.name.clone(),
-                    collate: database.collate.clone(),
-                    provider: database.provider.clone(),
-                    collation_version: database.collation_version.clone(),
-                })
-                .collect(),
+            data_directory: data_directory.0,
+            data_directory_mode: data_directory.1,
+            settings: facts.settings.clone(),
+            config,
+            tablespaces: facts.tablespaces.clone(),
+            databases: facts.databases.clone(),
+            catalog,
+            host: HostFacts::of_this_machine(),
             damaged: Vec::new(),
         }
     }
@@ -110,5 +96,22 @@ impl ServerState {
     /// The major version.
     pub fn major(&self) -> u32 {
         self.version / 10_000
+    }
+
+    /// As it is stored.
+    pub fn encode(&self) -> Result<Bytes> {
+        serde_json::to_vec(self).map(Bytes::from).map_err(|error| {
+            Error::new(ErrorKind::Bug, format!("the server's state can't be written: {error}"))
+        })
+    }
+
+    /// Reads what was stored in `manifest`.
+    pub fn decode(manifest: &str, bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!("the server's state in {manifest} can't be read: {error}"),
+            )
+        })
     }
 }

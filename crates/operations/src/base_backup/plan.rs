@@ -73,7 +73,10 @@ pub fn plan(listing: &[Listed], sizes: Sizes, changes: Option<(&Before, &ChangeM
     for file in listing {
         match file.kind {
             FileKind::Relation(relation) => {
-                let key = ForkKey { relation: relation.relation, fork: relation.fork };
+                let key = ForkKey {
+                    relation: relation.relation,
+                    fork: relation.fork,
+                };
                 forks.entry(key).or_default().push((relation, file));
             }
             FileKind::Excluded
@@ -104,10 +107,13 @@ pub fn plan(listing: &[Listed], sizes: Sizes, changes: Option<(&Before, &ChangeM
             // A first segment that is missing, or one in the middle that is short: a relation that is
             // being dropped or truncated at this moment. Its files are taken as they are; replay of
             // the drop or truncation puts them right.
-            plan.blobs.extend(segments.into_iter().map(|(_, file)| file.clone()));
+            plan.blobs
+                .extend(segments.into_iter().map(|(_, file)| file.clone()));
             continue;
         };
-        let Some((_, first)) = segments.first() else { continue };
+        let Some((_, first)) = segments.first() else {
+            continue;
+        };
         let read = read_for(key, pages, &first.path, sizes, changes);
         plan.page_bytes += read.len() * u64::from(sizes.page_bytes);
         plan.forks.push(ForkPlan {
@@ -149,9 +155,15 @@ fn read_for(
         return (0..pages).collect();
     };
     let change = |fork: Fork| {
-        changes.fork(&ForkKey { relation: key.relation, fork }).map_or_else(Change::default, |of| {
-            Change { blocks: Some(&of.blocks), limit: of.limit }
-        })
+        changes
+            .fork(&ForkKey {
+                relation: key.relation,
+                fork,
+            })
+            .map_or_else(Change::default, |of| Change {
+                blocks: Some(&of.blocks),
+                limit: of.limit,
+            })
     };
     let widened = changes.is_everything()
         || changes.resets().contains(&key.relation.database_files())
@@ -187,13 +199,24 @@ mod tests {
     use super::*;
     use borealis_pg_format::files::classify;
 
-    const SIZES: Sizes = Sizes { page_bytes: 8192, segment_pages: 4 };
+    const SIZES: Sizes = Sizes {
+        page_bytes: 8192,
+        segment_pages: 4,
+    };
 
     fn listed(path: &str, pages: u64) -> Listed {
-        Listed { path: path.into(), kind: classify(path), bytes: pages * 8192, mode: 0o600 }
+        Listed {
+            path: path.into(),
+            kind: classify(path),
+            bytes: pages * 8192,
+            mode: 0o600,
+        }
     }
 
-    fn forks(listing: &[Listed], changes: Option<(&Before, &ChangeMap)>) -> Vec<(String, u32, Vec<u32>)> {
+    fn forks(
+        listing: &[Listed],
+        changes: Option<(&Before, &ChangeMap)>,
+    ) -> Vec<(String, u32, Vec<u32>)> {
         plan(listing, SIZES, changes)
             .forks
             .into_iter()
@@ -203,8 +226,11 @@ mod tests {
 
     #[test]
     fn segments_are_one_page_file() {
-        let listing =
-            [listed("base/5/16384.1", 1), listed("base/5/16384", 4), listed("base/5/16384.2", 0)];
+        let listing = [
+            listed("base/5/16384.1", 1),
+            listed("base/5/16384", 4),
+            listed("base/5/16384.2", 0),
+        ];
         assert_eq!(
             forks(&listing, None),
             [("base/5/16384".to_owned(), 5, vec![0, 1, 2, 3, 4])]
@@ -227,7 +253,10 @@ mod tests {
             listed("base/5/16384_init", 1),
             listed("base/5/16385", 1),
         ];
-        let paths: Vec<_> = forks(&listing, None).into_iter().map(|fork| fork.0).collect();
+        let paths: Vec<_> = forks(&listing, None)
+            .into_iter()
+            .map(|fork| fork.0)
+            .collect();
         assert_eq!(paths, ["base/5/16384_init", "base/5/16385"]);
     }
 
@@ -249,16 +278,33 @@ mod tests {
 
     #[test]
     fn only_changed_blocks_are_read() {
-        let relation = Relation { tablespace: 1663, database: 5, number: 16384 };
-        let mut changes = ChangeMap::new();
-        changes.mark(ForkKey { relation, fork: Fork::Main }, 1);
-        let before = Before {
-            lengths: [("base/5/16384", 3), ("base/5/16384_vm", 1), ("base/5/16385", 2)]
-                .map(|(path, pages)| (path.to_owned(), pages))
-                .into(),
+        let relation = Relation {
+            tablespace: 1663,
+            database: 5,
+            number: 16384,
         };
-        let listing =
-            [listed("base/5/16384", 3), listed("base/5/16384_vm", 1), listed("base/5/16385", 2)];
+        let mut changes = ChangeMap::new();
+        changes.mark(
+            ForkKey {
+                relation,
+                fork: Fork::Main,
+            },
+            1,
+        );
+        let before = Before {
+            lengths: [
+                ("base/5/16384", 3),
+                ("base/5/16384_vm", 1),
+                ("base/5/16385", 2),
+            ]
+            .map(|(path, pages)| (path.to_owned(), pages))
+            .into(),
+        };
+        let listing = [
+            listed("base/5/16384", 3),
+            listed("base/5/16384_vm", 1),
+            listed("base/5/16385", 2),
+        ];
         assert_eq!(
             forks(&listing, Some((&before, &changes))),
             [
@@ -271,10 +317,16 @@ mod tests {
 
     #[test]
     fn recreated_database_inherits_nothing() {
-        let relation = Relation { tablespace: 1663, database: 5, number: 16384 };
+        let relation = Relation {
+            tablespace: 1663,
+            database: 5,
+            number: 16384,
+        };
         let mut changes = ChangeMap::new();
         changes.reset(relation.database_files());
-        let before = Before { lengths: [("base/5/16384".to_owned(), 2)].into() };
+        let before = Before {
+            lengths: [("base/5/16384".to_owned(), 2)].into(),
+        };
         let listing = [listed("base/5/16384", 2)];
         let read = &forks(&listing, Some((&before, &changes)))[0].2;
         assert_eq!(read, &[0, 1]);

@@ -92,7 +92,8 @@ fn derive_visibility_map(blocks: &mut RoaringBitmap, facts: &ForkFacts<'_>) {
     if let Some(limit) = facts.main.limit {
         // Truncating the heap clears the tail of the map's last remaining page, which is logged only
         // with checksums or wal_log_hints; and what follows must not be inherited.
-        let first = cover(limit).saturating_sub(u32::from(limit % facts.heap_pages_per_vm_page == 0));
+        let first =
+            cover(limit).saturating_sub(u32::from(limit % facts.heap_pages_per_vm_page == 0));
         blocks.insert_range(first.min(end)..end);
     }
     if let Some(limit) = facts.own.limit {
@@ -136,7 +137,10 @@ mod tests {
     #[test]
     fn a_new_fork_and_a_widened_one_are_read_whole() {
         assert_eq!(list(&facts(Fork::Main, None, 3)), [0, 1, 2]);
-        let widened = ForkFacts { widened: true, ..facts(Fork::Main, Some(3), 3) };
+        let widened = ForkFacts {
+            widened: true,
+            ..facts(Fork::Main, Some(3), 3)
+        };
         assert_eq!(list(&widened), [0, 1, 2]);
     }
 
@@ -148,42 +152,78 @@ mod tests {
     #[test]
     fn truncated_then_extended_again_inherits_nothing_past_the_truncation() {
         let changed = bitmap(&[1]);
-        let own = Change { blocks: Some(&changed), limit: Some(4) };
-        let facts = ForkFacts { own, ..facts(Fork::Main, Some(8), 8) };
+        let own = Change {
+            blocks: Some(&changed),
+            limit: Some(4),
+        };
+        let facts = ForkFacts {
+            own,
+            ..facts(Fork::Main, Some(8), 8)
+        };
         assert_eq!(list(&facts), [1, 4, 5, 6, 7]);
     }
 
     #[test]
     fn blocks_past_the_present_end_are_not_read() {
         let changed = bitmap(&[1, 7, 9]);
-        let own = Change { blocks: Some(&changed), limit: Some(7) };
-        let facts = ForkFacts { own, ..facts(Fork::Main, Some(10), 3) };
+        let own = Change {
+            blocks: Some(&changed),
+            limit: Some(7),
+        };
+        let facts = ForkFacts {
+            own,
+            ..facts(Fork::Main, Some(10), 3)
+        };
         assert_eq!(list(&facts), [1]);
     }
 
     #[test]
     fn heap_change_reads_its_visibility_map_block() {
         let changed = bitmap(&[5, COVER - 1, 3 * COVER]);
-        let main = Change { blocks: Some(&changed), limit: None };
-        let facts = ForkFacts { main, ..facts(Fork::VisibilityMap, Some(5), 5) };
+        let main = Change {
+            blocks: Some(&changed),
+            limit: None,
+        };
+        let facts = ForkFacts {
+            main,
+            ..facts(Fork::VisibilityMap, Some(5), 5)
+        };
         assert_eq!(list(&facts), [0, 3]);
     }
 
     #[test]
     fn heap_truncation_reads_the_last_remaining_visibility_map_page() {
-        let main = Change { blocks: None, limit: Some(COVER + 1) };
-        let inside = ForkFacts { main, ..facts(Fork::VisibilityMap, Some(3), 3) };
+        let main = Change {
+            blocks: None,
+            limit: Some(COVER + 1),
+        };
+        let inside = ForkFacts {
+            main,
+            ..facts(Fork::VisibilityMap, Some(3), 3)
+        };
         assert_eq!(list(&inside), [1, 2]);
-        let main = Change { blocks: None, limit: Some(COVER) };
-        let edge = ForkFacts { main, ..facts(Fork::VisibilityMap, Some(3), 3) };
+        let main = Change {
+            blocks: None,
+            limit: Some(COVER),
+        };
+        let edge = ForkFacts {
+            main,
+            ..facts(Fork::VisibilityMap, Some(3), 3)
+        };
         assert_eq!(list(&edge), [0, 1, 2]);
     }
 
     #[test]
     fn free_space_map_is_read_whole_if_its_relation_changed() {
         let changed = bitmap(&[5]);
-        let main = Change { blocks: Some(&changed), limit: None };
-        let facts = ForkFacts { main, ..facts(Fork::FreeSpaceMap, Some(3), 3) };
+        let main = Change {
+            blocks: Some(&changed),
+            limit: None,
+        };
+        let facts = ForkFacts {
+            main,
+            ..facts(Fork::FreeSpaceMap, Some(3), 3)
+        };
         assert_eq!(list(&facts), [0, 1, 2]);
     }
 }

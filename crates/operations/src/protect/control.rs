@@ -88,22 +88,35 @@ pub fn listen(path: &Path) -> Result<(mpsc::Receiver<Asked>, tokio::task::AbortH
 async fn serve(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> std::io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut line = String::new();
-    BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+    BufReader::new(reader.take(LINE_BYTES_MAX))
+        .read_line(&mut line)
+        .await?;
     let request = serde_json::from_str(&line).map_err(std::io::Error::other)?;
     let (answer, answered) = oneshot::channel();
-    requests.send(Asked { request, answer }).await.map_err(std::io::Error::other)?;
+    requests
+        .send(Asked { request, answer })
+        .await
+        .map_err(std::io::Error::other)?;
     let answer = answered.await.map_err(std::io::Error::other)?;
-    writer.write_all(format!("{}\n", serde_json::to_string(&answer)?).as_bytes()).await
+    writer
+        .write_all(format!("{}\n", serde_json::to_string(&answer)?).as_bytes())
+        .await
 }
 
 /// Asks the `protect` that listens at `path`. `Ok(None)` where none does.
 pub async fn ask(path: &Path, request: Request) -> Result<Option<Answer>> {
-    let Ok(mut stream) = UnixStream::connect(path).await else { return Ok(None) };
+    let Ok(mut stream) = UnixStream::connect(path).await else {
+        return Ok(None);
+    };
     let exchange = async {
         let (reader, mut writer) = stream.split();
-        writer.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes()).await?;
+        writer
+            .write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes())
+            .await?;
         let mut line = String::new();
-        BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+        BufReader::new(reader.take(LINE_BYTES_MAX))
+            .read_line(&mut line)
+            .await?;
         serde_json::from_str(&line).map_err(std::io::Error::other)
     };
     match tokio::time::timeout(ANSWER_TIMEOUT, exchange).await {
@@ -134,9 +147,18 @@ mod tests {
         });
         let Asked { request, answer } = inbox.recv().await.unwrap();
         assert_eq!(request, Request::Settle);
-        answer.send(Answer { settled_through: Some(Timestamp(5)) }).unwrap();
+        answer
+            .send(Answer {
+                settled_through: Some(Timestamp(5)),
+            })
+            .unwrap();
         let answer = asked.await.unwrap().unwrap();
-        assert_eq!(answer, Some(Answer { settled_through: Some(Timestamp(5)) }));
+        assert_eq!(
+            answer,
+            Some(Answer {
+                settled_through: Some(Timestamp(5))
+            })
+        );
     }
 
     #[tokio::test]

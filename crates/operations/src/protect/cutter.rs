@@ -2,7 +2,7 @@
 //! samples go in, drafts of log pieces come out.
 
 use borealis_base::{Position, Timestamp};
-use borealis_pg_format::index::{LogIndex, LogIndexer};
+use borealis_pg_format::index::{Cut, LogIndexer};
 use bytes::{Bytes, BytesMut};
 
 /// A log piece before it is sealed.
@@ -12,8 +12,8 @@ pub struct Draft {
     pub start: Position,
     /// The bytes.
     pub bytes: Bytes,
-    /// What they say.
-    pub index: LogIndex,
+    /// What they say, and what the indexer must know to go on after them.
+    pub cut: Cut,
 }
 
 impl Draft {
@@ -34,7 +34,12 @@ pub struct Cutter {
 impl Cutter {
     /// A cutter whose next piece begins at `start`, where `indexer` stands.
     pub fn new(indexer: LogIndexer, start: Position, piece_bytes_max: usize) -> Self {
-        Self { indexer, start, bytes: BytesMut::new(), piece_bytes_max }
+        Self {
+            indexer,
+            start,
+            bytes: BytesMut::new(),
+            piece_bytes_max,
+        }
     }
 
     /// Takes a stretch of log, which must follow what was taken before. Returns the pieces that are
@@ -66,7 +71,11 @@ impl Cutter {
         let start = self.start;
         let bytes = self.bytes.split().freeze();
         self.start = start.plus(bytes.len() as u64);
-        Some(Draft { start, bytes, index: self.indexer.cut() })
+        Some(Draft {
+            start,
+            bytes,
+            cut: self.indexer.cut(),
+        })
     }
 
     /// Position just past the last byte taken.

@@ -95,9 +95,10 @@ pub async fn receive(
         let attempt = async {
             match connect(&from, clock.clone()).await? {
                 Connected::Ended(end) => Ok(Streamed::End(end)),
-                Connected::Streaming(stream, feedback) => {
-                    Ok(stream_until_broken(&mut from, stream, feedback, &out, &durable, &stop).await)
-                }
+                Connected::Streaming(stream, feedback) => Ok(stream_until_broken(
+                    &mut from, stream, feedback, &out, &durable, &stop,
+                )
+                .await),
             }
         };
         let broken = tokio::select! {
@@ -151,13 +152,20 @@ async fn connect(from: &From, clock: Arc<dyn Clock>) -> Result<Connected> {
         ));
     }
     let started = link
-        .start_physical(from.slot.as_deref(), from.position, from.branch, SILENCE_LIMIT, clock)
+        .start_physical(
+            from.slot.as_deref(),
+            from.position,
+            from.branch,
+            SILENCE_LIMIT,
+            clock,
+        )
         .await?;
     Ok(match started {
         Started::Streaming(stream, feedback) => Connected::Streaming(stream, feedback),
-        Started::AlreadyEnded(_, end) => {
-            Connected::Ended(End::BranchEnded { at: end.position, next: end.next })
-        }
+        Started::AlreadyEnded(_, end) => Connected::Ended(End::BranchEnded {
+            at: end.position,
+            next: end.next,
+        }),
     })
 }
 
@@ -185,7 +193,10 @@ async fn stream_until_broken(
             }
             Ok(Event::Message(Message::KeepAlive { .. })) => {}
             Ok(Event::EndOfTimeline(end)) => {
-                break Streamed::End(End::BranchEnded { at: end.position, next: end.next });
+                break Streamed::End(End::BranchEnded {
+                    at: end.position,
+                    next: end.next,
+                });
             }
             Err(error) => break Streamed::Broken(error.into()),
         }
@@ -220,8 +231,10 @@ fn sqlstate(error: &Error) -> Option<&str> {
 
 fn as_missing(error: &Error, at: Position) -> Option<End> {
     let state = sqlstate(error)?;
-    (state == LOG_REMOVED || SLOT_UNUSABLE.contains(&state))
-        .then(|| End::Missing { at, reason: error.to_string() })
+    (state == LOG_REMOVED || SLOT_UNUSABLE.contains(&state)).then(|| End::Missing {
+        at,
+        reason: error.to_string(),
+    })
 }
 
 /// Whether trying again may help.

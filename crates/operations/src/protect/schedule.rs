@@ -48,8 +48,10 @@ pub fn due(schedule: &Schedule, since: Option<&Since>) -> Option<String> {
 mod tests {
     use super::*;
 
-    const SCHEDULE: Schedule =
-        Schedule { every_log: ByteLen(1 << 30), every: Duration::from_secs(3600) };
+    const SCHEDULE: Schedule = Schedule {
+        every_log: ByteLen(1 << 30),
+        every: Duration::from_secs(3600),
+    };
 
     fn since(log: u64, seconds: u64) -> Since {
         Since {
@@ -80,13 +82,19 @@ mod tests {
 
     #[test]
     fn an_idle_server_is_not_backed_up_for_being_backed_up() {
-        let own = Since { own_log: 16 << 20, ..since(16 << 20, 7200) };
+        let own = Since {
+            own_log: 16 << 20,
+            ..since(16 << 20, 7200)
+        };
         assert_eq!(due(&SCHEDULE, Some(&own)), None);
     }
 
     #[test]
     fn a_short_interval_beats_the_checkpoint_timeout() {
-        let often = Schedule { every: Duration::from_secs(60), ..SCHEDULE };
+        let often = Schedule {
+            every: Duration::from_secs(60),
+            ..SCHEDULE
+        };
         assert!(due(&often, Some(&since(1, 60))).is_some());
     }
 }

@@ -82,31 +82,50 @@ mod tests {
     use super::*;
 
     fn slot(retained: u64) -> Slot {
-        Slot { retained, server_bound: None, disk: None }
+        Slot {
+            retained,
+            server_bound: None,
+            disk: None,
+        }
     }
 
     #[test]
     fn slot_that_would_fill_the_primarys_disk_is_let_go() {
         assert_eq!(judge(Policy::Primary, &slot(1 << 30)), Verdict::Keep);
-        assert!(matches!(judge(Policy::Primary, &slot(65 << 30)), Verdict::LetGo(_)));
-        let full = Slot { disk: Some((5 << 30, 100 << 30)), ..slot(1 << 30) };
+        assert!(matches!(
+            judge(Policy::Primary, &slot(65 << 30)),
+            Verdict::LetGo(_)
+        ));
+        let full = Slot {
+            disk: Some((5 << 30, 100 << 30)),
+            ..slot(1 << 30)
+        };
         assert!(matches!(judge(Policy::Primary, &full), Verdict::LetGo(_)));
     }
 
     #[test]
     fn a_full_disk_is_no_reason_to_drop_a_slot_that_holds_nothing_back() {
-        let full = Slot { disk: Some((0, 100 << 30)), ..slot(1 << 20) };
+        let full = Slot {
+            disk: Some((0, 100 << 30)),
+            ..slot(1 << 20)
+        };
         assert_eq!(judge(Policy::Primary, &full), Verdict::Keep);
     }
 
     #[test]
     fn continuity_keeps_the_slot_and_says_so() {
-        assert!(matches!(judge(Policy::Continuity, &slot(65 << 30)), Verdict::Warn(_)));
+        assert!(matches!(
+            judge(Policy::Continuity, &slot(65 << 30)),
+            Verdict::Warn(_)
+        ));
     }
 
     #[test]
     fn the_servers_own_bound_is_left_to_the_server() {
-        let bounded = Slot { server_bound: Some(100 << 30), ..slot(65 << 30) };
+        let bounded = Slot {
+            server_bound: Some(100 << 30),
+            ..slot(65 << 30)
+        };
         assert!(matches!(judge(Policy::Primary, &bounded), Verdict::Warn(_)));
     }
 }

@@ -82,7 +82,9 @@ impl RecoveryFile {
     /// Reads the file of a data directory. `Ok(None)` where there is none.
     pub fn load(data_dir: &Path) -> std::io::Result<Option<Self>> {
         match std::fs::read(data_dir.join(RECOVERY_FILE)) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(std::io::Error::other),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(std::io::Error::other),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -90,7 +92,10 @@ impl RecoveryFile {
 
     /// Decides about `file`, PostgreSQL's `%f`.
     pub fn answer(&self, file: &str) -> Answer {
-        let Some(size) = u32::try_from(self.segment_size).ok().and_then(SegmentSize::new) else {
+        let Some(size) = u32::try_from(self.segment_size)
+            .ok()
+            .and_then(SegmentSize::new)
+        else {
             return Answer::Unknown;
         };
         match LogFile::parse(file, size) {
@@ -121,7 +126,11 @@ impl RecoveryFile {
             Some(_) if segment_end <= self.log_start => {
                 Answer::Absent("before the log that this restore replays")
             }
-            Some(end) => Answer::Segment { branch, start, end: segment_end.min(end) },
+            Some(end) => Answer::Segment {
+                branch,
+                start,
+                end: segment_end.min(end),
+            },
         }
     }
 }
@@ -167,11 +176,20 @@ mod tests {
     #[test]
     fn absence_is_said_only_of_what_the_plan_excludes() {
         let plan = plan(Some(0x0300_0000));
-        for file in ["000000020000000000000003", "000000030000000000000002", "00000003.history"] {
+        for file in [
+            "000000020000000000000003",
+            "000000030000000000000002",
+            "00000003.history",
+        ] {
             assert!(matches!(plan.answer(file), Answer::Absent(_)), "{file}");
         }
         assert_eq!(plan.answer("00000002.history"), Answer::History(Branch(2)));
-        for file in ["", "000000020000000000000GGG", "../../etc/passwd", "base/1/1"] {
+        for file in [
+            "",
+            "000000020000000000000GGG",
+            "../../etc/passwd",
+            "base/1/1",
+        ] {
             assert_eq!(plan.answer(file), Answer::Unknown, "{file}");
         }
     }
@@ -180,7 +198,10 @@ mod tests {
     fn a_standby_asks_the_repository_for_what_comes_after() {
         assert_eq!(
             plan(None).answer("000000020000000000000009"),
-            Answer::AskRepository { branch: Branch(2), start: Position(0x0900_0000) }
+            Answer::AskRepository {
+                branch: Branch(2),
+                start: Position(0x0900_0000)
+            }
         );
     }
 

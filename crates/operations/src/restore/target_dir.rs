@@ -30,7 +30,11 @@ pub fn inspect(target: &Path, lineage: LineageId) -> Result<Found> {
             "Name a directory that does not exist yet or is empty.",
         ));
     }
-    if std::fs::read_dir(target).at("list", target)?.next().is_none() {
+    if std::fs::read_dir(target)
+        .at("list", target)?
+        .next()
+        .is_none()
+    {
         return Ok(Found::Nothing);
     }
     match RecoveryFile::load(target) {
@@ -38,11 +42,19 @@ pub fn inspect(target: &Path, lineage: LineageId) -> Result<Found> {
             Ok(Found::Unfinished)
         }
         Ok(Some(file)) if file.state == State::Complete => Err(Error::refused(
-            format!("{} holds a finished restore of cluster {}", target.display(), file.cluster),
+            format!(
+                "{} holds a finished restore of cluster {}",
+                target.display(),
+                file.cluster
+            ),
             "Remove the directory, or name another.",
         )),
         Ok(Some(file)) => Err(Error::refused(
-            format!("{} holds an unfinished restore of cluster {}", target.display(), file.cluster),
+            format!(
+                "{} holds an unfinished restore of cluster {}",
+                target.display(),
+                file.cluster
+            ),
             "Remove the directory, or name another.",
         )),
         Ok(None) | Err(_) => Err(Error::refused(
@@ -97,7 +109,10 @@ mod tests {
     fn absent_and_empty_are_taken() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(inspect(directory.path(), LINEAGE).unwrap(), Found::Nothing);
-        assert_eq!(inspect(&directory.path().join("new"), LINEAGE).unwrap(), Found::Nothing);
+        assert_eq!(
+            inspect(&directory.path().join("new"), LINEAGE).unwrap(),
+            Found::Nothing
+        );
     }
 
     #[test]
@@ -114,10 +129,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("base")).unwrap();
         mark(directory.path(), State::Unfinished);
-        assert_eq!(inspect(directory.path(), LINEAGE).unwrap(), Found::Unfinished);
+        assert_eq!(
+            inspect(directory.path(), LINEAGE).unwrap(),
+            Found::Unfinished
+        );
         assert!(inspect(directory.path(), LineageId([8; 16])).is_err());
         clear(directory.path()).unwrap();
-        assert_eq!(inspect(directory.path(), LINEAGE).unwrap(), Found::Unfinished);
+        assert_eq!(
+            inspect(directory.path(), LINEAGE).unwrap(),
+            Found::Unfinished
+        );
         assert!(!directory.path().join("base").exists());
         mark(directory.path(), State::Complete);
         assert!(inspect(directory.path(), LINEAGE).is_err());

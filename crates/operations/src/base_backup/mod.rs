@@ -1,0 +1,4 @@
+//! Base backups.
+pub mod facts;
+pub mod plan;
+pub mod read_set;

@@ -1,0 +1,3 @@
+//! Restore.
+pub mod recovery_file;
+pub mod target_dir;
