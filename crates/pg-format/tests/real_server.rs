@@ -3,6 +3,7 @@
 mod server;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -78,7 +79,7 @@ fn run_workload(server: &Server) -> String {
                 &format!("COPY (SELECT 1) TO PROGRAM 'mkdir {}'", directory.display()),
             ],
         );
-        script += &format!("\\set {name} '{}'\n", directory.display());
+        writeln!(script, "\\set {name} '{}'", directory.display()).expect("a string grows");
     }
     server.script(&(script + include_str!("data/during.sql")));
     let mut bench = server
@@ -437,6 +438,17 @@ fn every_page_that_changed_is_in_the_change_map() {
             }
             changed += 1;
             let block = block as u32;
+            if old.is_none() && !is_named(map, *key, block) {
+                // Several sessions that extend a table at once add empty pages and log nothing: whatever lies
+                // beyond the older copy's length has to be read anyway.
+                let header = page::PageHeader::parse(page).expect("a page");
+                let empty = usize::from(header.lower) <= page::PAGE_HEADER_LEN;
+                assert!(
+                    empty,
+                    "{key:?} block {block} is new, holds something and is not in the map"
+                );
+                continue;
+            }
             assert!(
                 is_named(map, *key, block),
                 "{key:?} block {block} changed and is not in the map"

@@ -5,6 +5,7 @@
 //! - a block in a fork's set must be read again;
 //! - a block at or above a fork's *limit* must not be taken from the older copy: the fork was
 //!   created, dropped or cut there. It is read again if the fork now reaches it, in the set or not;
+//! - a block at or beyond the older copy's length must be read, named or not: extension is not logged;
 //! - a *reset* pair of tablespace and database has a limit of 0 for every fork of every relation;
 //! - a *widened* database, or everything, must be read in full;
 //! - visibility-map blocks follow from heap blocks ([`ForkChanges::derived_vm_blocks`]), since clearing a

@@ -90,7 +90,7 @@ fn a_record_that_a_crash_left_unfinished_is_passed_over() {
     let mut log = LogBuilder::new();
     let first = log.filler(100);
     let whole = log.bytes.len();
-    let unfinished = log.record_bytes(Rmgr(21), 0, 0, &[], &[1; 20_000]);
+    let unfinished = log.record_bytes(Rmgr(21), 0, 0, &[], &vec![1; 20_000]);
     let prev = log.prev;
     log.lay(&unfinished);
     // The record reaches into a third page; the server came back after the second.
