@@ -6,12 +6,14 @@
 
 pub mod oracle;
 pub mod server;
+pub mod workload;
 
 use std::time::Duration;
 
 use borealis_base::{Clock, SystemClock};
 
 pub use server::{ServerOptions, TestServer};
+pub use workload::{Acknowledged, Outcome, Workload, WorkloadOptions};
 
 /// How often a waited-for condition is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
