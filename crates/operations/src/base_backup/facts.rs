@@ -101,7 +101,10 @@ impl ServerState {
     /// As it is stored.
     pub fn encode(&self) -> Result<Bytes> {
         serde_json::to_vec(self).map(Bytes::from).map_err(|error| {
-            Error::new(ErrorKind::Bug, format!("the server's state can't be written: {error}"))
+            Error::new(
+                ErrorKind::Bug,
+                format!("the server's state can't be written: {error}"),
+            )
         })
     }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::ship::Durable;
 use crate::error::{Error, Result};
 
 /// Messages between receiver and cutter; a message is at most 128 KiB (`MAX_SEND_SIZE` in
@@ -85,7 +86,7 @@ enum Streamed {
 pub async fn receive(
     mut from: From,
     out: mpsc::Sender<Stretch>,
-    durable: watch::Receiver<Position>,
+    durable: watch::Receiver<Durable>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<End> {
@@ -174,7 +175,7 @@ async fn stream_until_broken(
     mut stream: ReplicationStream,
     feedback: Feedback,
     out: &mpsc::Sender<Stretch>,
-    durable: &watch::Receiver<Position>,
+    durable: &watch::Receiver<Durable>,
     stop: &CancellationToken,
 ) -> Streamed {
     let reporting = tokio::spawn(report_durable(feedback, durable.clone()));
@@ -212,9 +213,9 @@ async fn stream_until_broken(
 }
 
 /// Law 1: what is reported as flushed is what the repository durably holds, and nothing else.
-async fn report_durable(feedback: Feedback, mut durable: watch::Receiver<Position>) {
+async fn report_durable(feedback: Feedback, mut durable: watch::Receiver<Durable>) {
     loop {
-        let position = *durable.borrow_and_update();
+        let position = durable.borrow_and_update().position;
         feedback.report(position, position, Position::ZERO);
         if durable.changed().await.is_err() {
             return;

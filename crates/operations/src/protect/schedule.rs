@@ -28,13 +28,17 @@ pub struct Since {
     pub checkpoint_timeout: Duration,
 }
 
+/// Log that counts as nothing: an idle server writes a checkpoint and a snapshot of its transactions
+/// after each base backup, and would else be backed up for ever. Replaying it takes no time.
+pub const IDLE_LOG_BYTES: u64 = 64 << 10;
+
 /// Why a base backup is due, or `None`.
 pub fn due(schedule: &Schedule, since: Option<&Since>) -> Option<String> {
     let Some(since) = since else {
         return Some("there is none yet".to_owned());
     };
     let log = since.log.saturating_sub(since.own_log);
-    if log == 0 || since.elapsed < since.checkpoint_timeout.min(schedule.every) {
+    if log <= IDLE_LOG_BYTES || since.elapsed < since.checkpoint_timeout.min(schedule.every) {
         return None;
     }
     if log >= schedule.every_log.0 {
@@ -76,8 +80,9 @@ mod tests {
 
     #[test]
     fn time_makes_one_due_only_if_something_was_written() {
-        assert!(due(&SCHEDULE, Some(&since(1, 3600))).is_some());
+        assert!(due(&SCHEDULE, Some(&since(1 << 20, 3600))).is_some());
         assert_eq!(due(&SCHEDULE, Some(&since(0, 360_000))), None);
+        assert_eq!(due(&SCHEDULE, Some(&since(500, 360_000))), None);
     }
 
     #[test]
@@ -95,6 +100,6 @@ mod tests {
             every: Duration::from_secs(60),
             ..SCHEDULE
         };
-        assert!(due(&often, Some(&since(1, 60))).is_some());
+        assert!(due(&often, Some(&since(1 << 20, 60))).is_some());
     }
 }
