@@ -200,7 +200,11 @@ impl ChangeMap {
             }
             *recent = entry;
         }
-        self.forks.entry(key).or_default().blocks.insert(block);
+        if let Some(changes) = self.forks.get_mut(&key) {
+            changes.blocks.insert(block);
+        } else {
+            self.forks.entry(key).or_default().blocks.insert(block);
+        }
     }
 
     /// A fork was cut to `limit` blocks: created or dropped, if 0.
