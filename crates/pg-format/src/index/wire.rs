@@ -1,7 +1,8 @@
-//! How a log index and a carry state are stored: `docs/formats/log-index.proto` is the norm, this follows it.
+//! How a log index and a carry state are stored: `docs/formats/log-index.proto` is the norm, this
+//! follows it.
 //!
-//! Reading is total: whatever the bytes are, the answer is a value or an error. What is read has been authenticated
-//! before, so that the bounds here guard against defects, not attacks.
+//! Reading is total: whatever the bytes are, the answer is a value or an error. What is read has
+//! been authenticated before, so that the bounds here guard against defects, not attacks.
 
 mod messages;
 
@@ -259,7 +260,7 @@ impl TryFrom<wire::LogIndex> for LogIndex {
             return Err(bad("the piece ends before it starts"));
         }
         let last_record = stored.last_record.map(|span| span_in(Some(span)));
-        let time_steps = steps_in(stored.time_steps.unwrap_or_default())?;
+        let time_steps = steps_in(&stored.time_steps.unwrap_or_default())?;
         Ok(Self {
             rule_set: stored.rule_set,
             start: Lsn(stored.start),
@@ -296,7 +297,8 @@ fn all<A, B>(items: Vec<A>, read: impl Fn(A) -> Result<B, Error>) -> Result<Vec<
     items.into_iter().map(read).collect()
 }
 
-/// A busy server has a step for almost every commit: distances take a fifth of the room that values would.
+/// A busy server has a step for almost every commit: distances take a fifth of the room that values
+/// would.
 fn steps_out(steps: &[TimeStep]) -> Option<wire::TimeSteps> {
     let mut before = steps.first()?;
     let mut stored = wire::TimeSteps {
@@ -316,7 +318,7 @@ fn steps_out(steps: &[TimeStep]) -> Option<wire::TimeSteps> {
     Some(stored)
 }
 
-fn steps_in(stored: wire::TimeSteps) -> Result<Vec<TimeStep>, Error> {
+fn steps_in(stored: &wire::TimeSteps) -> Result<Vec<TimeStep>, Error> {
     let count = stored.lens.len();
     if stored.later_us.len() != count || stored.further.len() != count {
         return Err(bad("the time map's lists differ in length"));
