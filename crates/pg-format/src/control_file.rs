@@ -1,4 +1,5 @@
-//! `global/pg_control`: what a cluster is and where its last checkpoint lies (`catalog/pg_control.h`).
+//! `global/pg_control`: what a cluster is and where its last checkpoint lies
+//! (`catalog/pg_control.h`).
 
 use borealis_base::Timestamp;
 
@@ -69,8 +70,8 @@ impl WalLevel {
     }
 }
 
-/// The settings that recovery must match or exceed, and those that decide what the log holds. The log
-/// carries them in parameter-change records, the control file has the last ones.
+/// The settings that recovery must match or exceed, and those that decide what the log holds. The
+/// log carries them in parameter-change records, the control file has the last ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters {
     /// `max_connections`.
@@ -124,7 +125,8 @@ pub struct Checkpoint {
 pub const CHECKPOINT_LEN: usize = 88;
 
 impl Checkpoint {
-    /// Reads a `CheckPoint`. Its fields lie alike in 14 to 18; 17 put `wal_level` into what was padding.
+    /// Reads a `CheckPoint`. Its fields lie alike in 14 to 18; 17 put `wal_level` into what was
+    /// padding.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         if bytes.len() < CHECKPOINT_LEN {
             return None;

@@ -1,8 +1,9 @@
 //! What a file of the data directory is, by its place and name.
 //!
-//! The path is taken apart and each part is compared with the catalogue of known names, never with a
-//! part of a name: a data directory below `/srv/database/base` must not make its transaction status
-//! files look like relations. What no rule knows is a [`FileKind::Blob`]: taken whole, every time.
+//! The path is taken apart and each part is compared with the catalogue of known names, never with
+//! a part of a name: a data directory below `/srv/database/base` must not make its transaction
+//! status files look like relations. What no rule knows is a [`FileKind::Blob`]: taken whole, every
+//! time.
 
 use crate::relation::{DEFAULT_TABLESPACE, GLOBAL_TABLESPACE};
 use crate::{DatabaseFiles, Fork, Relation};
@@ -94,8 +95,8 @@ const CONFIGURATION: [&str; 4] = [
     "pg_ident.conf",
 ];
 
-/// What the file at `path` is. The path is relative to the data directory, with `/` between its parts;
-/// tablespaces are seen through `pg_tblspc`, whatever their links point to.
+/// What the file at `path` is. The path is relative to the data directory, with `/` between its
+/// parts; tablespaces are seen through `pg_tblspc`, whatever their links point to.
 pub fn classify(path: &str) -> FileKind {
     let mut parts = path.split('/');
     let name = parts.next_back().unwrap_or_default();
@@ -223,8 +224,8 @@ fn relation_name(name: &str) -> Option<(u32, Fork, u32)> {
 }
 
 impl RelationFile {
-    /// The file's path, relative to the data directory. `tablespace_directory` is what the server's version makes
-    /// inside a tablespace ([`crate::Version::tablespace_directory`]).
+    /// The file's path, relative to the data directory. `tablespace_directory` is what the server's
+    /// version makes inside a tablespace ([`crate::Version::tablespace_directory`]).
     pub fn path(&self, tablespace_directory: &str) -> String {
         let Relation {
             tablespace,
@@ -250,8 +251,9 @@ fn number(text: &str) -> Option<u32> {
     valid.then(|| text.parse().ok()).flatten()
 }
 
-/// `PG_15_202209061`. The version is not compared with the server's: a tablespace can also hold what an upgrade
-/// left behind, and only [`RelationFile::path`] decides what belongs to the running one.
+/// `PG_15_202209061`. The version is not compared with the server's: a tablespace can also hold
+/// what an upgrade left behind, and only [`RelationFile::path`] decides what belongs to the running
+/// one.
 fn is_tablespace_directory(name: &str) -> bool {
     name.strip_prefix("PG_")
         .and_then(|rest| rest.split_once('_'))

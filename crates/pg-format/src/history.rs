@@ -36,8 +36,8 @@ impl History {
 
     /// Reads the contents of `timeline`'s history file.
     ///
-    /// Refuses what `readTimeLineHistory` refuses, and also ends that run backwards, which would make
-    /// one position belong to two timelines.
+    /// Refuses what `readTimeLineHistory` refuses, and also ends that run backwards, which would
+    /// make one position belong to two timelines.
     pub fn parse(timeline: Timeline, contents: &[u8]) -> Result<Self, Error> {
         let mut ancestors: Vec<Ancestor> = Vec::new();
         for (index, line) in contents.split(|byte| *byte == b'\n').enumerate() {
@@ -109,8 +109,8 @@ impl History {
         }
     }
 
-    /// The timeline that holds the byte at `lsn` in this history (`tliOfPointInHistory`). A position
-    /// at which a timeline ends belongs to the one after it.
+    /// The timeline that holds the byte at `lsn` in this history (`tliOfPointInHistory`). A
+    /// position at which a timeline ends belongs to the one after it.
     pub fn timeline_at(&self, lsn: Lsn) -> Timeline {
         self.ancestors
             .iter()

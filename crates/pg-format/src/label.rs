@@ -66,7 +66,8 @@ impl BackupLabel {
         fields.finish()
     }
 
-    /// The file's contents, as `read_backup_label` wants them: each line ended, the first two first.
+    /// The file's contents, as `read_backup_label` wants them: each line ended, the first two
+    /// first.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         let Self {
@@ -160,8 +161,8 @@ impl Fields {
     }
 }
 
-/// What `tablespace_map` says: tablespaces outside the data directory, by object identifier. With this file
-/// present, recovery replaces the links in `pg_tblspc` by these.
+/// What `tablespace_map` says: tablespaces outside the data directory, by object identifier. With
+/// this file present, recovery replaces the links in `pg_tblspc` by these.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TablespaceMap {
     /// Identifier and absolute directory, in the file's order. Directories are bytes: PostgreSQL

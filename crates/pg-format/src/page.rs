@@ -104,8 +104,8 @@ pub enum PageFault {
     },
 }
 
-/// Checks a page as the server does when it reads one (`PageIsVerifiedExtended`). `block` is its number within the
-/// fork, counted across segments; `checksums` says whether the cluster has them.
+/// Checks a page as the server does when it reads one (`PageIsVerifiedExtended`). `block` is its
+/// number within the fork, counted across segments; `checksums` says whether the cluster has them.
 pub fn verify(page: &[u8], block: u32, page_size: usize, checksums: bool) -> PageState {
     if page.len() != page_size || page_size < PAGE_HEADER_LEN || !page_size.is_multiple_of(128) {
         return PageState::Invalid(PageFault::Length);

@@ -77,7 +77,8 @@ impl Fork {
         Self::ALL.get(usize::from(number)).copied()
     }
 
-    /// What a file name has between the relation's number and the segment's; empty for the main fork.
+    /// What a file name has between the relation's number and the segment's; empty for the main
+    /// fork.
     pub const fn suffix(self) -> &'static str {
         match self {
             Self::Main => "",

@@ -1,6 +1,8 @@
-//! Agreement with a real PostgreSQL 15: its own `pg_waldump` and `pg_controldata`, and the pages it writes.
+//! Agreement with a real PostgreSQL 15: its own `pg_waldump` and `pg_controldata`, and the pages it
+//! writes.
 
 mod server;
+mod waldump;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -15,9 +17,10 @@ use borealis_pg_format::index::{
 use borealis_pg_format::page::{self, PageState};
 use borealis_pg_format::segment::{LogFile, SegmentSize};
 use borealis_pg_format::wal::{LogEvent, LogFormat, Start, WalReader};
-use borealis_pg_format::{ControlFile, Fork, Lsn, Relation, Version};
+use borealis_pg_format::{ControlFile, Fork, Lsn, Version};
 use proptest::prelude::*;
 use server::Server;
+use waldump::{Seen, field};
 
 const PAGE: usize = 8192;
 const FORMAT: LogFormat = LogFormat::new(Version::V15);
@@ -174,17 +177,6 @@ fn read_log(data: &Path) -> (Lsn, Vec<u8>) {
     (SegmentSize::DEFAULT.start_of(first), bytes)
 }
 
-/// A record, as both sides see it. The operation is a number here and a name there.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    start: Lsn,
-    prev: Lsn,
-    rmgr: String,
-    xid: u32,
-    total_len: u32,
-    blocks: Vec<(u8, Relation, u8, u32, bool)>,
-}
-
 fn ours() -> Vec<(Seen, u8)> {
     let (start, log) = &fixture().log;
     let mut records = Vec::new();
@@ -216,42 +208,6 @@ fn ours() -> Vec<(Seen, u8)> {
     records
 }
 
-fn field<'a>(line: &'a str, before: &str, after: &str) -> &'a str {
-    let (_, rest) = line
-        .split_once(before)
-        .unwrap_or_else(|| panic!("`{before}` in {line}"));
-    rest.split_once(after)
-        .map_or(rest, |(value, _)| value)
-        .trim()
-}
-
-fn block_of(text: &str) -> (u8, Relation, u8, u32, bool) {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let id = words[0]
-        .trim_end_matches(':')
-        .parse()
-        .expect("a block number");
-    let numbers: Vec<u32> = words[2]
-        .split('/')
-        .map(|word| word.parse().expect("a number"))
-        .collect();
-    let relation = Relation {
-        tablespace: numbers[0],
-        database: numbers[1],
-        number: numbers[2],
-    };
-    let (fork, block) = if words[3] == "fork" {
-        let fork = ["main", "fsm", "vm", "init"]
-            .iter()
-            .position(|name| *name == words[4]);
-        (fork.expect("a fork") as u8, words[6])
-    } else {
-        (0, words[4])
-    };
-    let block = block.trim_end_matches(',').parse().expect("a block");
-    (id, relation, fork, block, words.contains(&"FPW"))
-}
-
 fn theirs() -> Vec<(Seen, String)> {
     let fixture = fixture();
     let (start, log) = &fixture.log;
@@ -272,29 +228,7 @@ fn theirs() -> Vec<(Seen, String)> {
         .args([name(*start), name(end)])
         .output()
         .expect("pg_waldump runs");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let lines = text.lines().filter(|line| line.starts_with("rmgr: "));
-    let seen = lines.map(|line| {
-        let (head, desc) = line.split_once(", desc: ").expect("a description");
-        let mut blocks = desc.split(", blkref #");
-        let operation = blocks
-            .next()
-            .expect("an operation")
-            .split_whitespace()
-            .next();
-        let seen = Seen {
-            start: field(head, "lsn: ", ",").parse().expect("a position"),
-            prev: field(head, "prev ", ",").parse().expect("a position"),
-            rmgr: field(head, "rmgr: ", " ").to_owned(),
-            xid: field(head, "tx: ", ",").parse().expect("a transaction"),
-            total_len: field(field(head, "tot):", ", "), "/", ",")
-                .parse()
-                .expect("a length"),
-            blocks: blocks.map(block_of).collect(),
-        };
-        (seen, operation.unwrap_or_default().to_owned())
-    });
-    seen.collect()
+    waldump::parse(&String::from_utf8_lossy(&output.stdout))
 }
 
 #[test]
@@ -316,7 +250,8 @@ fn every_record_agrees_with_pg_waldump() {
             .insert(*number);
     }
     assert_eq!(ours.len(), theirs.len());
-    // Each operation number stands for one name. The other way a flag can share a name (HAS_INFO of transactions).
+    // Each operation number stands for one name. The other way a flag can share a name (HAS_INFO of
+    // transactions).
     for (number, names) in &names {
         assert_eq!(names.len(), 1, "{number:?}: {names:?}");
     }
@@ -439,8 +374,8 @@ fn every_page_that_changed_is_in_the_change_map() {
             changed += 1;
             let block = block as u32;
             if old.is_none() && !is_named(map, *key, block) {
-                // Several sessions that extend a table at once add empty pages and log nothing: whatever lies
-                // beyond the older copy's length has to be read anyway.
+                // Several sessions that extend a table at once add empty pages and log nothing:
+                // whatever lies beyond the older copy's length has to be read anyway.
                 let header = page::PageHeader::parse(page).expect("a page");
                 let empty = usize::from(header.lower) <= page::PAGE_HEADER_LEN;
                 assert!(
@@ -640,7 +575,8 @@ fn union_of(schedule: &Schedule, resume: bool) -> (LogIndex, ChangeMap) {
     (union.expect("a piece"), map)
 }
 
-/// A transaction with few rows is forgotten when another process goes on, so that its later rows are too few.
+/// A transaction with few rows is forgotten when another process goes on, so that its later rows
+/// are too few.
 fn without_row_counts(index: &LogIndex) -> Vec<&Event> {
     let counts = |event: &&Event| !matches!(event.kind, EventKind::RowsChanged { .. });
     index.events.iter().filter(counts).collect()

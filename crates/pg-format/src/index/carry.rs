@@ -6,8 +6,9 @@ use super::{RecordSpan, RelationRows};
 use crate::Lsn;
 use crate::wal::Start;
 
-/// The state of an indexer at a cut. Stored beside the index of the piece that the cut ends, it lets another process go on:
-/// it reads the kept log from `resume_at` and pushes it, then what follows the cut.
+/// The state of an indexer at a cut. Stored beside the index of the piece that the cut ends, it
+/// lets another process go on: it reads the kept log from `resume_at` and pushes it, then what
+/// follows the cut.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CarryState {
     /// The rules of the indexer that left it.

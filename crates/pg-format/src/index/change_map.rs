@@ -1,15 +1,18 @@
 //! The change map: which blocks of which relation forks a stretch of the log may have changed.
 //!
-//! Too much in it costs time, too little is corruption. Its meaning, for whoever brings an older copy up to date:
+//! Too much in it costs time, too little is corruption. Its meaning, for whoever brings an older
+//! copy up to date:
 //!
 //! - a block in a fork's set must be read again;
 //! - a block at or above a fork's *limit* must not be taken from the older copy: the fork was
 //!   created, dropped or cut there. It is read again if the fork now reaches it, in the set or not;
-//! - a block at or beyond the older copy's length must be read, named or not: extension is not logged;
+//! - a block at or beyond the older copy's length must be read, named or not: extension is not
+//!   logged;
 //! - a *reset* pair of tablespace and database has a limit of 0 for every fork of every relation;
 //! - a *widened* database, or everything, must be read in full;
-//! - visibility-map blocks follow from heap blocks ([`ForkChanges::derived_vm_blocks`]), since clearing a
-//!   bit is not logged against the map; free space maps are hardly logged at all and are to be read whole.
+//! - visibility-map blocks follow from heap blocks ([`ForkChanges::derived_vm_blocks`]), since
+//!   clearing a bit is not logged against the map; free space maps are hardly logged at all and are
+//!   to be read whole.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -63,9 +66,9 @@ pub struct ForkChanges {
     pub limit: Option<u32>,
 }
 
-/// The block of the visibility map that has the bits of a heap block: two bits for each block, after the
-/// page header (`HEAPBLK_TO_MAPBLOCK` in `access/heap/visibilitymap.c`). 32,672 heap blocks to a page of
-/// 8 KiB.
+/// The block of the visibility map that has the bits of a heap block: two bits for each block,
+/// after the page header (`HEAPBLK_TO_MAPBLOCK` in `access/heap/visibilitymap.c`). 32,672 heap
+/// blocks to a page of 8 KiB.
 pub const fn visibility_map_block(heap_block: u32, page_size: u32) -> u32 {
     heap_block / heap_blocks_per_map_page(page_size)
 }
@@ -76,8 +79,8 @@ const fn heap_blocks_per_map_page(page_size: u32) -> u32 {
 }
 
 impl ForkChanges {
-    /// The visibility-map blocks of the heap blocks in the set. A heap record can clear bits of the map without naming its
-    /// block, and replay clears them without moving the page's position.
+    /// The visibility-map blocks of the heap blocks in the set. A heap record can clear bits of the
+    /// map without naming its block, and replay clears them without moving the page's position.
     pub fn derived_vm_blocks(&self, page_size: u32) -> RoaringBitmap {
         let per_page = heap_blocks_per_map_page(page_size);
         let mut derived = RoaringBitmap::new();
@@ -174,7 +177,8 @@ impl ChangeMap {
         &self.resets
     }
 
-    /// The databases, in whatever tablespaces, that must be read in full. 0 stands for what all databases share.
+    /// The databases, in whatever tablespaces, that must be read in full. 0 stands for what all
+    /// databases share.
     pub const fn widened_databases(&self) -> &BTreeSet<u32> {
         &self.databases
     }
@@ -200,7 +204,11 @@ impl ChangeMap {
             }
             *recent = entry;
         }
-        self.forks.entry(key).or_default().blocks.insert(block);
+        if let Some(changes) = self.forks.get_mut(&key) {
+            changes.blocks.insert(block);
+        } else {
+            self.forks.entry(key).or_default().blocks.insert(block);
+        }
     }
 
     /// A fork was cut to `limit` blocks: created or dropped, if 0.
@@ -241,8 +249,8 @@ impl ChangeMap {
         *counter = counter.saturating_add(times);
     }
 
-    /// Adds the map of the stretch that follows this one. The order matters: a later limit or reset voids
-    /// earlier blocks, never the other way round.
+    /// Adds the map of the stretch that follows this one. The order matters: a later limit or reset
+    /// voids earlier blocks, never the other way round.
     pub fn append(&mut self, later: &Self) {
         self.recent = [None; RECENT];
         if !later.resets.is_empty() {

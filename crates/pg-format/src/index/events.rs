@@ -7,8 +7,8 @@ use crate::control_file::Parameters;
 use crate::wal::UnparsedReason;
 use crate::{DatabaseFiles, Lsn, Relation, Timeline};
 
-/// A record's place: from its first byte to where the next may begin. Recovery is told the start and includes
-/// the record; the log must be kept to the end.
+/// A record's place: from its first byte to where the next may begin. Recovery is told the start
+/// and includes the record; the log must be kept to the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct RecordSpan {
     /// Its first byte.
@@ -95,7 +95,8 @@ pub enum EventKind {
         /// When it was.
         time: Timestamp,
     },
-    /// Relation files went away with a commit: dropped, truncated, or rewritten; the log does not tell which.
+    /// Relation files went away with a commit: dropped, truncated, or rewritten; the log does not
+    /// tell which.
     RelationsDropped {
         /// The transaction.
         xid: u32,
@@ -155,7 +156,8 @@ pub enum EventKind {
         /// How many rows of which relations, ordered by relation.
         relations: Vec<RelationRows>,
     },
-    /// The server's clock went back: a commit is more than a second earlier than a time already settled.
+    /// The server's clock went back: a commit is more than a second earlier than a time already
+    /// settled.
     ClockStep {
         /// The last settled time.
         from: Timestamp,
@@ -167,7 +169,8 @@ pub enum EventKind {
 /// A place where the log could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unparsed {
-    /// The start of the record that was expected or could not be read. It can lie in an earlier piece.
+    /// The start of the record that was expected or could not be read. It can lie in an earlier
+    /// piece.
     pub from: Lsn,
     /// Why.
     pub reason: UnparsedReason,
@@ -182,8 +185,8 @@ pub struct LogIndex {
     pub start: Lsn,
     /// The piece ends here. It describes the records that end in `(start, end]`.
     pub end: Lsn,
-    /// The start of the first of its records; can lie in the piece before. At the very beginning of a log, what ends
-    /// before this was never read.
+    /// The start of the first of its records; can lie in the piece before. At the very beginning of
+    /// a log, what ends before this was never read.
     pub first_record_start: Option<Lsn>,
     /// The last of its records.
     pub last_record: Option<RecordSpan>,

@@ -5,8 +5,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 /// Builds [`NumberHasher`]s.
 pub(crate) type NumberHash = BuildHasherDefault<NumberHasher>;
 
-/// Multiplies and rotates. Several are looked up for each record, which the standard library's hash makes dear; its protection from chosen
-/// keys is not needed, since the tables are bounded.
+/// Multiplies and rotates. Several are looked up for each record, which the standard library's hash
+/// makes dear; its protection from chosen keys is not needed, since the tables are bounded.
 #[derive(Default)]
 pub(crate) struct NumberHasher(u64);
 

@@ -97,7 +97,8 @@ impl LogIndexer {
         self.reader.position()
     }
 
-    /// The start of the first record that has not ended: from where the log would have to be read again.
+    /// The start of the first record that has not ended: from where the log would have to be read
+    /// again.
     pub const fn resume_at(&self) -> Lsn {
         self.reader.resume_at()
     }
@@ -115,8 +116,8 @@ impl LogIndexer {
         self.reach_samples();
     }
 
-    /// Takes a sample of the server's clock: `clock` was read there, then its insert position `at`, in this order.
-    /// It settles what it can once the log has been pushed to `at`.
+    /// Takes a sample of the server's clock: `clock` was read there, then its insert position `at`,
+    /// in this order. It settles what it can once the log has been pushed to `at`.
     pub fn push_sample(&mut self, clock: Timestamp, at: Lsn) {
         let size = self.folder.format.segment_size;
         self.folder.time.push_sample(clock, at, size);
@@ -408,7 +409,8 @@ impl Folder {
                 let map = &mut self.index.change_map;
                 map.limit(ForkKey { relation, fork }, 0);
                 if fork == Fork::Main {
-                    // Free space and visibility maps are created without a record of their own, later.
+                    // Free space and visibility maps are created without a record of their own,
+                    // later.
                     for fork in [Fork::FreeSpaceMap, Fork::VisibilityMap] {
                         map.limit(ForkKey { relation, fork }, 0);
                     }
@@ -427,8 +429,8 @@ impl Folder {
                     map.limit(key(Fork::Main), blocks);
                 }
                 if visibility_map {
-                    // `visibilitymap_prepare_truncate` clears the tail of the last page that stays, which
-                    // is not logged unless hint bits are.
+                    // `visibilitymap_prepare_truncate` clears the tail of the last page that stays,
+                    // which is not logged unless hint bits are.
                     let last = visibility_map_block(blocks, self.format.page_size);
                     let first =
                         visibility_map_block(blocks.saturating_sub(1), self.format.page_size);

@@ -1,4 +1,5 @@
-//! How many rows each open transaction has changed, so that a commit that changed many can be found.
+//! How many rows each open transaction has changed, so that a commit that changed many can be
+//! found.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -118,7 +119,8 @@ impl OpenTransactions {
         }
     }
 
-    /// A transaction committed with these subtransactions. Returns its rows if they are many, ordered by relation.
+    /// A transaction committed with these subtransactions. Returns its rows if they are many,
+    /// ordered by relation.
     pub(super) fn commit(
         &mut self,
         xid: u32,
@@ -152,7 +154,8 @@ impl OpenTransactions {
         }
     }
 
-    /// No transaction older than `oldest` runs any more. A crash leaves transactions that never end in the log.
+    /// No transaction older than `oldest` runs any more. A crash leaves transactions that never end
+    /// in the log.
     pub(super) fn forget_before(&mut self, oldest: u32) {
         // Identifiers wrap around: older is what lies in the half circle behind.
         self.counts

@@ -1,10 +1,11 @@
 //! The time map: which moment lies where in the log.
 //!
-//! A moment T resolves to the position just before the first commit or abort with a later time, prepared
-//! forms included (`recoveryStopsBefore` in `xlogrecovery.c`). Such a record with time c therefore *settles* everything through
-//! c − 1 µs at the record before it. Where nothing commits, a sample of the server's clock, taken before its insert position,
-//! settles the sampled time less a margin: a commit takes its time before its record is inserted, so
-//! that only a sample that is later by the margin proves that nothing earlier is still to come.
+//! A moment T resolves to the position just before the first commit or abort with a later time,
+//! prepared forms included (`recoveryStopsBefore` in `xlogrecovery.c`). Such a record with time c
+//! therefore *settles* everything through c − 1 µs at the record before it. Where nothing commits,
+//! a sample of the server's clock, taken before its insert position, settles the sampled time less
+//! a margin: a commit takes its time before its record is inserted, so that only a sample that is
+//! later by the margin proves that nothing earlier is still to come.
 //!
 //! What is settled is never revised: a commit with an earlier time than that counts as after it.
 
@@ -23,11 +24,12 @@ use crate::wal::page::{LONG_HEADER_LEN, SHORT_HEADER_LEN};
 pub const SAMPLE_MARGIN: Duration = Duration::from_secs(1);
 /// A commit this much earlier than what is settled means that the clock was set back.
 pub const CLOCK_STEP: Duration = Duration::from_secs(1);
-/// Samples that may wait for the log to reach them. A log that lags further has every other sample dropped.
+/// Samples that may wait for the log to reach them. A log that lags further has every other sample
+/// dropped.
 pub const PENDING_SAMPLES_MAX: usize = 1024;
 
-/// Times in (the previous step's `settled_through`, `settled_through`] resolve to the position after this record.
-/// Within a log both times and positions ascend from step to step.
+/// Times in (the previous step's `settled_through`, `settled_through`] resolve to the position
+/// after this record. Within a log both times and positions ascend from step to step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeStep {
     /// The last moment that resolves here.
@@ -62,7 +64,8 @@ impl TimeMap {
         }
     }
 
-    /// A transaction ended at `time`; `before` is the record before. Returns what was settled if the clock has gone back.
+    /// A transaction ended at `time`; `before` is the record before. Returns what was settled if
+    /// the clock has gone back.
     pub(super) fn end(&mut self, time: Timestamp, before: RecordSpan) -> Option<Timestamp> {
         self.settle(time.plus_micros(-1), before);
         let settled = self.settled?;
@@ -89,7 +92,8 @@ impl TimeMap {
 
     /// Takes a sample: the server's clock, read before its insert position `at`.
     pub(super) fn push_sample(&mut self, clock: Timestamp, at: Lsn, size: SegmentSize) {
-        // The insert position skips a page's header before there is anything on the page; the log ends before it.
+        // The insert position skips a page's header before there is anything on the page; the log
+        // ends before it.
         let header = if at.0 % size.bytes() == LONG_HEADER_LEN as u64 {
             LONG_HEADER_LEN
         } else {
@@ -114,8 +118,9 @@ impl TimeMap {
         self.samples.push_back((clock, at));
     }
 
-    /// Settles the samples before `to`, and those at it where `inclusive`: every record that ends there or
-    /// earlier has been seen, and `last` is the last of them. Without one, the samples settle nothing.
+    /// Settles the samples before `to`, and those at it where `inclusive`: every record that ends
+    /// there or earlier has been seen, and `last` is the last of them. Without one, the samples
+    /// settle nothing.
     pub(super) fn reach(&mut self, to: Lsn, inclusive: bool, last: Option<RecordSpan>) {
         while let Some((clock, at)) = self.samples.front().copied() {
             if at > to || (at == to && !inclusive) {

@@ -1,7 +1,8 @@
-//! How a log index and a carry state are stored: `docs/formats/log-index.proto` is the norm, this follows it.
+//! How a log index and a carry state are stored: `docs/formats/log-index.proto` is the norm, this
+//! follows it.
 //!
-//! Reading is total: whatever the bytes are, the answer is a value or an error. What is read has been authenticated
-//! before, so that the bounds here guard against defects, not attacks.
+//! Reading is total: whatever the bytes are, the answer is a value or an error. What is read has
+//! been authenticated before, so that the bounds here guard against defects, not attacks.
 
 mod messages;
 
@@ -223,7 +224,7 @@ impl From<&LogIndex> for wire::LogIndex {
             last_record: index.last_record.as_ref().map(span_out),
             records: index.records,
             change_map: Some(map_out(&index.change_map)),
-            time_steps: index.time_steps.iter().map(step_out).collect(),
+            time_steps: steps_out(&index.time_steps),
             redo_points: index.redo_points.iter().map(redo_out).collect(),
             parameter_changes: index.parameter_changes.iter().map(parameters_out).collect(),
             full_page_writes: index
@@ -259,13 +260,7 @@ impl TryFrom<wire::LogIndex> for LogIndex {
             return Err(bad("the piece ends before it starts"));
         }
         let last_record = stored.last_record.map(|span| span_in(Some(span)));
-        let time_steps: Vec<_> = stored.time_steps.into_iter().map(step_in).collect();
-        let ascending = time_steps.windows(2).all(|pair| {
-            matches!(pair, [a, b] if a.settled_through < b.settled_through && a.last_start < b.last_start)
-        });
-        if !ascending {
-            return Err(bad("the time map does not ascend"));
-        }
+        let time_steps = steps_in(&stored.time_steps.unwrap_or_default())?;
         Ok(Self {
             rule_set: stored.rule_set,
             start: Lsn(stored.start),
@@ -302,20 +297,55 @@ fn all<A, B>(items: Vec<A>, read: impl Fn(A) -> Result<B, Error>) -> Result<Vec<
     items.into_iter().map(read).collect()
 }
 
-fn step_out(step: &TimeStep) -> wire::TimeStep {
-    wire::TimeStep {
-        settled_through_us: step.settled_through.0,
-        last_start: step.last_start.0,
-        last_end: step.last_end.0,
+/// A busy server has a step for almost every commit: distances take a fifth of the room that values
+/// would.
+fn steps_out(steps: &[TimeStep]) -> Option<wire::TimeSteps> {
+    let mut before = steps.first()?;
+    let mut stored = wire::TimeSteps {
+        first_settled_through_us: before.settled_through.0,
+        first_start: before.last_start.0,
+        ..wire::TimeSteps::default()
+    };
+    for step in steps {
+        let later = step.settled_through.0.abs_diff(before.settled_through.0);
+        stored.later_us.push(later);
+        stored
+            .further
+            .push(step.last_start.since(before.last_start));
+        stored.lens.push(step.last_end.since(step.last_start));
+        before = step;
     }
+    Some(stored)
 }
 
-fn step_in(step: wire::TimeStep) -> TimeStep {
-    TimeStep {
-        settled_through: Timestamp(step.settled_through_us),
-        last_start: Lsn(step.last_start),
-        last_end: Lsn(step.last_end),
+fn steps_in(stored: &wire::TimeSteps) -> Result<Vec<TimeStep>, Error> {
+    let count = stored.lens.len();
+    if stored.later_us.len() != count || stored.further.len() != count {
+        return Err(bad("the time map's lists differ in length"));
     }
+    let mut time = stored.first_settled_through_us;
+    let mut start = stored.first_start;
+    let mut steps = Vec::with_capacity(count);
+    let distances = stored.later_us.iter().zip(&stored.further);
+    for (index, ((later, further), len)) in distances.zip(&stored.lens).enumerate() {
+        let first = index == 0;
+        let next = || -> Option<(i64, u64, u64)> {
+            let time = time.checked_add_unsigned(*later)?;
+            let start = start.checked_add(*further)?;
+            Some((time, start, start.checked_add(*len)?))
+        };
+        let ascends = (*later > 0) != first && (*further > 0) != first;
+        let (at, from, end) = next()
+            .filter(|_| ascends)
+            .ok_or_else(|| bad("the time map does not ascend"))?;
+        (time, start) = (at, from);
+        steps.push(TimeStep {
+            settled_through: Timestamp(at),
+            last_start: Lsn(from),
+            last_end: Lsn(end),
+        });
+    }
+    Ok(steps)
 }
 
 fn redo_out(point: &RedoPoint) -> wire::RedoPoint {

@@ -49,8 +49,8 @@ const fn step(sum: u32, word: u32) -> u32 {
     mixed.wrapping_mul(PRIME) ^ (mixed >> 17)
 }
 
-/// One row of the page into the sums. The arrays have a fixed length, so that the compiler turns the
-/// loop into vector instructions.
+/// One row of the page into the sums. The arrays have a fixed length, so that the compiler turns
+/// the loop into vector instructions.
 #[inline]
 fn add_row(sums: &mut [u32; SUMS], row: &[u8; ROW]) {
     let (words, _) = row.as_chunks::<4>();
@@ -59,8 +59,9 @@ fn add_row(sums: &mut [u32; SUMS], row: &[u8; ROW]) {
     }
 }
 
-/// The checksum that the page should have at `block` of its fork, never 0. The stored checksum does not
-/// take part. Only whole rows of 128 bytes are summed, and every page size is a multiple of that.
+/// The checksum that the page should have at `block` of its fork, never 0. The stored checksum does
+/// not take part. Only whole rows of 128 bytes are summed, and every page size is a multiple of
+/// that.
 pub fn checksum(page: &[u8], block: u32) -> u16 {
     let mut sums = BASE;
     let (rows, _) = page.as_chunks::<ROW>();

@@ -1,7 +1,9 @@
-//! Blotting out what may differ between two true copies of a page, so that the rest can be compared.
+//! Blotting out what may differ between two true copies of a page, so that the rest can be
+//! compared.
 //!
-//! Hint bits, killed index entries and the contents of free space change without a trace in the log. The rules are those of
-//! `access/common/bufmask.c`, `heap_mask` and `btree_mask`, by which the server itself checks replay.
+//! Hint bits, killed index entries and the contents of free space change without a trace in the
+//! log. The rules are those of `access/common/bufmask.c`, `heap_mask` and `btree_mask`, by which
+//! the server itself checks replay.
 
 use super::{PAGE_HEADER_LEN, PageHeader};
 use crate::cursor;
@@ -31,15 +33,16 @@ fn change_u16(page: &mut [u8], offset: usize, change: impl FnOnce(u16) -> u16) {
     }
 }
 
-/// What every page has that may differ: position, checksum, hints in the header, and the contents of
-/// free space. A page whose header is impossible keeps the rest as it is.
+/// What every page has that may differ: position, checksum, hints in the header, and the contents
+/// of free space. A page whose header is impossible keeps the rest as it is.
 pub fn generic(page: &mut [u8]) {
     let Some(header) = PageHeader::parse(page) else {
         return;
     };
     put(page, 0, &[0; 10]);
     put(page, 20, &[0; 4]);
-    // Free lines, full and all-visible: the first two are hints, and replay may leave out the third.
+    // Free lines, full and all-visible: the first two are hints, and replay may leave out the
+    // third.
     change_u16(page, 10, |flags| flags & !0x0007);
     let (lower, upper) = (usize::from(header.lower), usize::from(header.upper));
     if lower >= PAGE_HEADER_LEN
@@ -59,8 +62,8 @@ fn line_pointers(page: &[u8]) -> impl Iterator<Item = (usize, u32)> + use<> {
     pointers.into_iter()
 }
 
-/// A heap page (`heap_mask`): in addition each tuple's visibility hints, its command identifier, and the
-/// padding behind it. A speculative insertion points to its own place.
+/// A heap page (`heap_mask`): in addition each tuple's visibility hints, its command identifier,
+/// and the padding behind it. A speculative insertion points to its own place.
 pub fn heap(page: &mut [u8], block: u32) {
     for (index, (_, pointer)) in line_pointers(page).enumerate() {
         let start = (pointer & 0x7FFF) as usize;
@@ -97,8 +100,8 @@ fn mask_tuple(page: &mut [u8], start: usize, block: u32, item: u16) {
     }
 }
 
-/// A B-tree page (`btree_mask`): in addition killed entries of leaves, the hints among its flags, and the
-/// cycle of the last vacuum.
+/// A B-tree page (`btree_mask`): in addition killed entries of leaves, the hints among its flags,
+/// and the cycle of the last vacuum.
 pub fn btree(page: &mut [u8]) {
     let special = PageHeader::parse(page).map_or(0, |header| usize::from(header.special));
     let flags = cursor::at(page, special + 12).u16().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Log for tests, put together from the definitions in `access/xlogrecord.h` and `access/xlog_internal.h`
-//! and from nothing of the reader.
+//! Log for tests, put together from the definitions in `access/xlogrecord.h` and
+//! `access/xlog_internal.h` and from nothing of the reader.
 
 use super::Rmgr;
 use crate::index::RecordSpan;

@@ -4,8 +4,8 @@ use super::reader::LogFormat;
 use crate::segment::SegmentSize;
 use crate::{Lsn, Timeline, cursor};
 
-/// Bytes of a page of the log. Another size needs another build of PostgreSQL, which nobody distributes; the first page of each segment
-/// says so, and is then refused.
+/// Bytes of a page of the log. Another size needs another build of PostgreSQL, which nobody
+/// distributes; the first page of each segment says so, and is then refused.
 pub const WAL_PAGE_SIZE: u64 = 8192;
 /// Bytes of the header of most pages.
 pub const SHORT_HEADER_LEN: usize = 24;
@@ -26,8 +26,8 @@ pub struct PageHeader {
     pub remaining: u32,
     /// Whether the page begins within a record.
     pub continues: bool,
-    /// Whether a record that earlier pages began was abandoned in a crash: it ends nowhere, and a new record
-    /// starts on this page.
+    /// Whether a record that earlier pages began was abandoned in a crash: it ends nowhere, and a
+    /// new record starts on this page.
     pub abandons: bool,
     /// What only a segment's first page has.
     pub long: Option<LongHeader>,

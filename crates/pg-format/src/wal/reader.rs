@@ -1,8 +1,9 @@
 //! From bytes to records: a parser that is pushed, keeps what is incomplete, and never stops.
 //!
-//! Bytes come in order, in any split. A record is delivered when its last byte, with its padding, has
-//! come; where a piece of the log ends in the middle of a record, [`WalReader::resume_at`] says from where the
-//! log must be read again by a later reader. Nothing of a half-read record needs to be kept elsewhere.
+//! Bytes come in order, in any split. A record is delivered when its last byte, with its padding,
+//! has come; where a piece of the log ends in the middle of a record, [`WalReader::resume_at`] says
+//! from where the log must be read again by a later reader. Nothing of a half-read record needs to
+//! be kept elsewhere.
 //!
 //! What cannot be read is reported and skipped up to the next page on which a record starts. The
 //! consumer must then assume that anything may have changed.
@@ -13,8 +14,8 @@ use super::rmgr::{Rmgr, xlog};
 use crate::segment::SegmentSize;
 use crate::{Lsn, Timeline, Version, cursor};
 
-/// The longest record, `XLogRecordMaxSize` (`access/xlogrecord.h` of 16 and later): 1020 MiB. A record
-/// is kept whole only if it crosses a page, and its buffer grows as its bytes come.
+/// The longest record, `XLogRecordMaxSize` (`access/xlogrecord.h` of 16 and later): 1020 MiB. A
+/// record is kept whole only if it crosses a page, and its buffer grows as its bytes come.
 pub const RECORD_LEN_MAX: u32 = 1020 << 20;
 /// The buffer that is kept for the next record that crosses a page; a larger one is given back.
 const KEPT_BUFFER_BYTES: usize = 1 << 20;
@@ -48,7 +49,8 @@ impl LogFormat {
 pub enum Start {
     /// A record begins or a page with a record's beginning starts there.
     Record,
-    /// Anywhere: the first record is the first that a page header allows to be found. What ends before it is not read.
+    /// Anywhere: the first record is the first that a page header allows to be found. What ends
+    /// before it is not read.
     Anywhere,
 }
 
@@ -103,11 +105,11 @@ enum State {
     InRecord { start: Lsn },
     /// To the rest of a segment that was left; the switch record is in the buffer.
     Switched { start: Lsn, end: Lsn },
-    /// To nothing: the log ended at `at`, or has not come further. `here` while on the page of `at`,
-    /// the rest of which must then be zeros.
+    /// To nothing: the log ended at `at`, or has not come further. `here` while on the page of
+    /// `at`, the rest of which must then be zeros.
     Ended { at: Lsn, here: bool },
-    /// To nothing that can be read. `lost` is where reading failed, `None` at the very beginning; `target` is
-    /// where on this page a record starts.
+    /// To nothing that can be read. `lost` is where reading failed, `None` at the very beginning;
+    /// `target` is where on this page a record starts.
     Seeking {
         lost: Option<Lsn>,
         target: Option<Lsn>,
@@ -132,8 +134,8 @@ pub struct WalReader {
 }
 
 impl WalReader {
-    /// A reader that expects the byte at `at` next. `last` is the (start, end) of the record before, where known: the
-    /// first record must then follow it.
+    /// A reader that expects the byte at `at` next. `last` is the (start, end) of the record
+    /// before, where known: the first record must then follow it.
     pub fn new(format: LogFormat, at: Lsn, start: Start, last: Option<(Lsn, Lsn)>) -> Self {
         // Within a page header no record begins, whatever the caller says.
         let within_header = (1..SHORT_HEADER_LEN as u64).contains(&(at.0 % WAL_PAGE_SIZE))
@@ -180,8 +182,8 @@ impl WalReader {
         self.position
     }
 
-    /// Where a reader must begin that is to deliver what this one has not: the start of the first record that was not
-    /// delivered.
+    /// Where a reader must begin that is to deliver what this one has not: the start of the first
+    /// record that was not delivered.
     pub const fn resume_at(&self) -> Lsn {
         match self.state {
             State::InRecord { start } | State::Switched { start, .. } => start,
@@ -207,7 +209,8 @@ impl WalReader {
         }
     }
 
-    /// Where reading failed, if no record could be read since, or where the log seemed to end, if bytes came after that.
+    /// Where reading failed, if no record could be read since, or where the log seemed to end, if
+    /// bytes came after that.
     pub fn unreadable_since(&self) -> Option<Lsn> {
         match self.state {
             State::Seeking { lost, .. } => lost,
@@ -239,8 +242,8 @@ impl WalReader {
         self.system_identifier
     }
 
-    /// Takes the bytes at `lsn`, and hands what they complete to `deliver`, in log order. Bytes that were pushed
-    /// before are ignored; bytes that were left out are reported.
+    /// Takes the bytes at `lsn`, and hands what they complete to `deliver`, in log order. Bytes
+    /// that were pushed before are ignored; bytes that were left out are reported.
     pub fn push(&mut self, lsn: Lsn, bytes: &[u8], deliver: &mut impl FnMut(LogEvent<'_>)) {
         let known = usize::try_from(self.position.since(lsn)).unwrap_or(usize::MAX);
         let Some(mut bytes) = bytes.get(known..).filter(|rest| !rest.is_empty()) else {
@@ -382,7 +385,8 @@ impl WalReader {
         }
         match self.state {
             State::InRecord { .. } if header.abandons => {
-                // The server crashed within the record and began anew; nothing of it was ever applied.
+                // The server crashed within the record and began anew; nothing of it was ever
+                // applied.
                 self.record.clear();
                 self.state = State::Boundary;
             }

@@ -10,7 +10,8 @@ use crate::{Lsn, Relation, Version, cursor};
 
 /// Bytes of a record's header.
 pub const RECORD_HEADER_LEN: usize = 24;
-/// Where the checksum lies within the header; it covers the header up to there, and everything after it.
+/// Where the checksum lies within the header; it covers the header up to there, and everything
+/// after it.
 const CRC_OFFSET: usize = 20;
 
 const MAX_BLOCK_ID: u8 = 32;
@@ -27,7 +28,8 @@ const SAME_REL: u8 = 0x80;
 
 const IMAGE_HAS_HOLE: u8 = 0x01;
 
-/// The record changes relation files in a way that its block references do not tell (`XLR_SPECIAL_REL_UPDATE`).
+/// The record changes relation files in a way that its block references do not tell
+/// (`XLR_SPECIAL_REL_UPDATE`).
 const SPECIAL_REL_UPDATE: u8 = 0x01;
 
 /// The fixed part of a record.

@@ -68,8 +68,9 @@ impl fmt::Display for Rmgr {
     }
 }
 
-/// Name and known operations of each, as bits numbered by the upper half of `info`. From the `XLOG_*` definitions
-/// of 15; flags that share the half (`XLOG_XACT_HAS_INFO`, `XLOG_HEAP_INIT_PAGE`, `XLOG_BRIN_INIT_PAGE`) are counted in.
+/// Name and known operations of each, as bits numbered by the upper half of `info`. From the
+/// `XLOG_*` definitions of 15; flags that share the half (`XLOG_XACT_HAS_INFO`,
+/// `XLOG_HEAP_INIT_PAGE`, `XLOG_BRIN_INIT_PAGE`) are counted in.
 const BUILT_IN: [(&str, u16); 22] = [
     ("XLOG", 0x2FFF),
     ("Transaction", 0x7F7F),

@@ -64,7 +64,8 @@ fn end(log: &mut LogBuilder, operation: u8, xid: u32, time: i64) -> RecordSpan {
     log.add(Rmgr::XACT, operation, xid, &[], &time.to_le_bytes())
 }
 
-/// A transaction's end with subtransactions, dropped relations and, where given, the transaction it ends.
+/// A transaction's end with subtransactions, dropped relations and, where given, the transaction it
+/// ends.
 fn full_end(
     log: &mut LogBuilder,
     operation: u8,
@@ -211,8 +212,8 @@ fn databases_that_come_and_go_are_reset() {
 
 #[test]
 fn records_of_extensions_and_unknown_kinds_widen_the_map() {
-    // An extension's record with a block: the block's database. Without, or of a kind that no version
-    // writes: everything.
+    // An extension's record with a block: the block's database. Without, or of a kind that no
+    // version writes: everything.
     let mut log = LogBuilder::new();
     log.add(Rmgr(130), 0x00, 3, &[(0, TABLE, 1, &[])], b"x");
     let index = index_of(&log);
@@ -496,8 +497,8 @@ fn stored_indexes_and_states_are_read_back() {
     assert_eq!(CarryState::decode(&carry.encode()), Ok(carry));
 }
 
-/// Samples of released formats, which every later version must read. Regenerated only together with a new
-/// format: `BOREALIS_WRITE_SAMPLES=1 cargo test -p borealis-pg-format`.
+/// Samples of released formats, which every later version must read. Regenerated only together with
+/// a new format: `BOREALIS_WRITE_SAMPLES=1 cargo test -p borealis-pg-format`.
 #[test]
 fn the_stored_form_is_that_of_the_sample() {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");

@@ -16,8 +16,8 @@ pub(super) struct LogIndex {
     pub(super) records: u64,
     #[prost(message, optional, tag = "7")]
     pub(super) change_map: Option<ChangeMap>,
-    #[prost(message, repeated, tag = "8")]
-    pub(super) time_steps: Vec<TimeStep>,
+    #[prost(message, optional, tag = "8")]
+    pub(super) time_steps: Option<TimeSteps>,
     #[prost(message, repeated, tag = "9")]
     pub(super) redo_points: Vec<RedoPoint>,
     #[prost(message, repeated, tag = "10")]
@@ -98,14 +98,18 @@ pub(super) struct Counter {
     pub(super) times: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, prost::Message)]
-pub(super) struct TimeStep {
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct TimeSteps {
     #[prost(sfixed64, tag = "1")]
-    pub(super) settled_through_us: i64,
+    pub(super) first_settled_through_us: i64,
     #[prost(fixed64, tag = "2")]
-    pub(super) last_start: u64,
-    #[prost(fixed64, tag = "3")]
-    pub(super) last_end: u64,
+    pub(super) first_start: u64,
+    #[prost(uint64, repeated, tag = "3")]
+    pub(super) later_us: Vec<u64>,
+    #[prost(uint64, repeated, tag = "4")]
+    pub(super) further: Vec<u64>,
+    #[prost(uint64, repeated, tag = "5")]
+    pub(super) lens: Vec<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]

@@ -7,7 +7,8 @@ use crate::{DatabaseFiles, Version};
 /// A record about a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DbaseRecord {
-    /// A database's directory was made by copying another one's files: nothing else is logged about them.
+    /// A database's directory was made by copying another one's files: nothing else is logged about
+    /// them.
     CreateByCopy {
         /// The new directory.
         files: DatabaseFiles,

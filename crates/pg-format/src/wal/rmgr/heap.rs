@@ -28,8 +28,8 @@ pub enum RowChange {
     Deleted,
 }
 
-/// Which rows a record changes: relation, how, how many. `None` for a record that changes none, of whatever
-/// resource manager.
+/// Which rows a record changes: relation, how, how many. `None` for a record that changes none, of
+/// whatever resource manager.
 #[inline]
 pub fn rows(record: &Record<'_>) -> Option<(Relation, RowChange, u32)> {
     let operation = record.header.info & OPERATION_MASK;

@@ -1,5 +1,5 @@
-//! Creation and truncation of relation files (`catalog/storage_xlog.h`). Deletion is part of a transaction's
-//! end.
+//! Creation and truncation of relation files (`catalog/storage_xlog.h`). Deletion is part of a
+//! transaction's end.
 
 use crate::cursor::Cursor;
 use crate::wal::Record;

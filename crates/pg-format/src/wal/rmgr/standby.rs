@@ -5,8 +5,8 @@ use crate::wal::Record;
 
 const RUNNING_XACTS: u8 = 0x10;
 
-/// The oldest transaction that runs, where a record of [`crate::wal::Rmgr::STANDBY`] says so. Prepared
-/// transactions count as running.
+/// The oldest transaction that runs, where a record of [`crate::wal::Rmgr::STANDBY`] says so.
+/// Prepared transactions count as running.
 pub fn oldest_running(record: &Record<'_>) -> Option<u32> {
     if record.header.operation() != RUNNING_XACTS {
         return None;

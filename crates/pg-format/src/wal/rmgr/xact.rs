@@ -1,4 +1,5 @@
-//! Ends of transactions (`access/xact.h`, `ParseCommitRecord` and its kin in `rmgrdesc/xactdesc.c`).
+//! Ends of transactions (`access/xact.h`, `ParseCommitRecord` and its kin in
+//! `rmgrdesc/xactdesc.c`).
 
 use borealis_base::Timestamp;
 
@@ -62,7 +63,8 @@ impl<'a> TransactionEnd<'a> {
         words.iter().map(|word| u32::from_le_bytes(*word))
     }
 
-    /// The relations whose files go away with this end: those dropped by a commit or created by what was aborted.
+    /// The relations whose files go away with this end: those dropped by a commit or created by
+    /// what was aborted.
     pub fn dropped(&self) -> impl ExactSizeIterator<Item = Relation> + use<'a> {
         let (rows, _) = self.relations.as_chunks::<RELATION_LEN>();
         rows.iter().map(|row| {
