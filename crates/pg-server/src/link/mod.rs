@@ -178,7 +178,8 @@ async fn connect<L: Login>(info: &ConnInfo, login: &L) -> Result<L::Link> {
                 let encrypted = stream.is_encrypted();
                 Ok((login.login(stream, info, host).await, encrypted))
             };
-            let outcome = tokio::time::timeout(info.connect_timeout, attempt)
+            // Boxed: the handshakes are large, and callers keep this inside their own futures.
+            let outcome = tokio::time::timeout(info.connect_timeout, Box::pin(attempt))
                 .await
                 .unwrap_or_else(|_| {
                     Err(Error::Connect {

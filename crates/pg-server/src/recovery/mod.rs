@@ -178,7 +178,7 @@ pub fn configure(
     }
     decide(&mut writer, origin, place);
     for (name, value) in &writer.overrides {
-        auto.push_str(&format!("{name} = {}\n", quote_value(value)));
+        push_setting(&mut auto, name, value);
     }
     let auto_after_recovery = auto.clone();
     auto.push_str(&recovery_block(recovery));
@@ -223,7 +223,7 @@ fn decide(writer: &mut Writer<'_>, origin: &Origin<'_>, place: &Place<'_>) {
 fn recovery_block(recovery: &Recovery<'_>) -> String {
     let mut block = String::from("# For recovery only.\n");
     let mut set = |name: &str, value: &str| {
-        block.push_str(&format!("{name} = {}\n", quote_value(value)));
+        push_setting(&mut block, name, value);
     };
     set("restore_command", recovery.restore_command);
     match recovery.goal {
@@ -310,7 +310,7 @@ impl Writer<'_> {
             Fate::Drop(reason) => push_line(out, &format!("# {} # {reason}", line.trim())),
             Fate::Replace(value, reason) => {
                 push_line(out, &format!("# {} # {reason}", line.trim()));
-                push_line(out, &format!("{name} = {}", quote_value(&value)));
+                push_setting(out, name, &value);
             }
         }
     }
@@ -412,6 +412,10 @@ impl Writer<'_> {
             format!("without {missing}, not installed here"),
         )
     }
+}
+
+fn push_setting(out: &mut String, name: &str, value: &str) {
+    push_line(out, &format!("{name} = {}", quote_value(value)));
 }
 
 fn push_line(out: &mut String, line: &str) {
