@@ -31,6 +31,7 @@ mod cursor;
 pub mod error;
 pub mod files;
 pub mod history;
+pub mod index;
 pub mod label;
 pub mod page;
 pub mod relation;

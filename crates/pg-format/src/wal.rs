@@ -1,5 +1,7 @@
 //! The write-ahead log: pages, records, and what the records of each resource manager say.
 
+#[cfg(test)]
+pub(crate) mod builder;
 pub mod page;
 pub mod reader;
 pub mod record;

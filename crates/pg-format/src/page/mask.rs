@@ -127,11 +127,7 @@ mod tests {
         put(&mut page, 12, &28_u16.to_le_bytes());
         put(&mut page, 14, &8152_u16.to_le_bytes());
         put(&mut page, 16, &8192_u16.to_le_bytes());
-        put(
-            &mut page,
-            24,
-            &pointer(8152, 1, 33).to_le_bytes(),
-        );
+        put(&mut page, 24, &pointer(8152, 1, 33).to_le_bytes());
         put(&mut page, 8152, &77_u32.to_le_bytes());
         put(&mut page, 8152 + 20, &0x0802_u16.to_le_bytes());
         page
@@ -172,30 +168,18 @@ mod tests {
         put(&mut page, 12, &28_u16.to_le_bytes());
         put(&mut page, 14, &8160_u16.to_le_bytes());
         put(&mut page, 16, &8176_u16.to_le_bytes());
-        put(
-            &mut page,
-            24,
-            &pointer(8160, 1, 16).to_le_bytes(),
-        );
+        put(&mut page, 24, &pointer(8160, 1, 16).to_le_bytes());
         put(&mut page, 8176 + 12, &BTREE_LEAF.to_le_bytes());
         let mask = |mut page: Vec<u8>| {
             btree(&mut page);
             page
         };
         let mut killed = page.clone();
-        put(
-            &mut killed,
-            24,
-            &pointer(8160, 3, 16).to_le_bytes(),
-        );
+        put(&mut killed, 24, &pointer(8160, 3, 16).to_le_bytes());
         put(&mut killed, 8176 + 12, &(BTREE_LEAF | 1 << 6).to_le_bytes());
         assert_eq!(mask(page.clone()), mask(killed));
         let mut moved = page.clone();
-        put(
-            &mut moved,
-            24,
-            &pointer(8168, 1, 16).to_le_bytes(),
-        );
+        put(&mut moved, 24, &pointer(8168, 1, 16).to_le_bytes());
         assert_ne!(mask(page), mask(moved));
     }
 

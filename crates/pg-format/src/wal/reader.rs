@@ -611,3 +611,6 @@ impl WalReader {
 fn clamp(bytes: &[u8], most: u64) -> usize {
     bytes.len().min(usize::try_from(most).unwrap_or(usize::MAX))
 }
+
+#[cfg(test)]
+mod tests;
