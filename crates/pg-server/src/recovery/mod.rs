@@ -433,7 +433,10 @@ fn push_line(out: &mut String, line: &str) {
 /// Whether a switch is written as off (`parse_bool`).
 fn is_off(value: &str) -> bool {
     let value = value.to_ascii_lowercase();
-    value == "0" || ["off", "false", "no"].iter().any(|word| !value.is_empty() && word.starts_with(&value) && value != "o")
+    value == "0"
+        || ["off", "false", "no"]
+            .iter()
+            .any(|word| !value.is_empty() && word.starts_with(&value) && value != "o")
 }
 
 /// Whether TLS could not start here. The defaults are `server.crt` and `server.key`.
@@ -450,7 +453,11 @@ fn tls_is_missing(config: &ConfigFiles, place: &Place<'_>) -> bool {
 }
 
 /// The access files, with what they include at the same place relative to them.
-fn access_files(config: &ConfigFiles, laid_in: &BTreeSet<PathBuf>, place: &Place<'_>) -> (Vec<ConfigOutput>, Vec<String>) {
+fn access_files(
+    config: &ConfigFiles,
+    laid_in: &BTreeSet<PathBuf>,
+    place: &Place<'_>,
+) -> (Vec<ConfigOutput>, Vec<String>) {
     let (mut files, mut warnings) = (Vec::new(), Vec::new());
     let mut homes = Vec::new();
     for (role, name) in [
@@ -474,7 +481,8 @@ fn access_files(config: &ConfigFiles, laid_in: &BTreeSet<PathBuf>, place: &Place
             }),
         }
     }
-    let included = |file: &&ConfigFile| file.role == Role::Included && !laid_in.contains(&file.path);
+    let included =
+        |file: &&ConfigFile| file.role == Role::Included && !laid_in.contains(&file.path);
     for file in config.files.iter().filter(included) {
         let below = homes.iter().find_map(|home| {
             let below = file.path.strip_prefix(home).ok()?;
