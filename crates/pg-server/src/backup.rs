@@ -5,6 +5,7 @@
 //! One session owns a backup. Dropping it closes the connection and the server abandons the backup
 //! by itself (`do_pg_abort_backup` in `xlog.c`): nothing is left behind, whatever was killed.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::time::Duration;
 
@@ -75,16 +76,14 @@ impl BackupSession {
             let begin = link.row(&sql);
             let watch = watch_checkpoint(info, progress);
             tokio::pin!(begin, watch, cancel);
-            loop {
-                tokio::select! {
-                    row = &mut begin => break row?,
-                    // Progress is a comfort: where it cannot be read, the wait goes on without.
-                    () = &mut watch => unreachable!("the watch never ends"),
-                    () = &mut cancel => {
-                        link.canceller().cancel().await?;
-                        let _ = tokio::time::timeout(CANCEL_WAIT, &mut begin).await;
-                        return Err(Error::Cancelled("start of the backup"));
-                    }
+            tokio::select! {
+                row = &mut begin => row?,
+                // Progress is a comfort: where it cannot be read, the wait goes on without.
+                never = &mut watch => match never {},
+                () = &mut cancel => {
+                    link.canceller().cancel().await?;
+                    let _ = tokio::time::timeout(CANCEL_WAIT, &mut begin).await;
+                    return Err(Error::Cancelled("start of the backup"));
                 }
             }
         };
@@ -134,7 +133,7 @@ impl BackupSession {
 }
 
 /// Reports how the checkpoint that a starting backup waits for comes along; never ends.
-async fn watch_checkpoint(info: &ConnInfo, progress: &dyn Progress) {
+async fn watch_checkpoint(info: &ConnInfo, progress: &dyn Progress) -> Infallible {
     progress.phase("checkpoint", Unit::Items, None);
     if let Ok(link) = SqlLink::connect(info).await {
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
@@ -154,5 +153,5 @@ async fn watch_checkpoint(info: &ConnInfo, progress: &dyn Progress) {
             }
         }
     }
-    std::future::pending::<()>().await;
+    std::future::pending().await
 }

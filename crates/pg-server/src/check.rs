@@ -215,15 +215,15 @@ impl Table {
     fn add(
         &mut self,
         subject: &str,
-        found: impl ToString,
-        wanted: impl ToString,
+        found: impl Into<String>,
+        wanted: impl Into<String>,
         severity: Severity,
         sql: Option<String>,
     ) {
         self.0.push(Finding {
             subject: subject.to_owned(),
-            found: found.to_string(),
-            wanted: wanted.to_string(),
+            found: found.into(),
+            wanted: wanted.into(),
             severity,
             sql: sql.filter(|_| severity != Severity::Ok),
         });
@@ -233,8 +233,8 @@ impl Table {
     fn rate(
         &mut self,
         subject: &str,
-        found: impl ToString,
-        wanted: impl ToString,
+        found: impl Into<String>,
+        wanted: impl Into<String>,
         good: bool,
         otherwise: Severity,
         sql: Option<String>,
@@ -246,14 +246,12 @@ impl Table {
 
 const RESTART: &str = "-- then restart the server";
 
-fn set_and_restart(name: &str, value: &str) -> Option<String> {
-    Some(format!("ALTER SYSTEM SET {name} = '{value}'; {RESTART}"))
+fn set_and_restart(name: &str, value: &str) -> String {
+    format!("ALTER SYSTEM SET {name} = '{value}'; {RESTART}")
 }
 
-fn set_and_reload(name: &str, value: &str) -> Option<String> {
-    Some(format!(
-        "ALTER SYSTEM SET {name} = '{value}'; SELECT pg_reload_conf();"
-    ))
+fn set_and_reload(name: &str, value: &str) -> String {
+    format!("ALTER SYSTEM SET {name} = '{value}'; SELECT pg_reload_conf();")
 }
 
 /// Judges the facts; the order is that of the table shown.
@@ -298,7 +296,7 @@ fn server_findings(facts: &CheckFacts, table: &mut Table) {
         "replica or logical",
         matches!(level, "replica" | "logical"),
         Problem,
-        set_and_restart("wal_level", "replica"),
+        Some(set_and_restart("wal_level", "replica")),
     );
     table.rate(
         "full_page_writes",
@@ -306,7 +304,7 @@ fn server_findings(facts: &CheckFacts, table: &mut Table) {
         "on: pages torn by a crash could not be repaired",
         settings.flag("full_page_writes") == Some(true),
         Problem,
-        set_and_reload("full_page_writes", "on"),
+        Some(set_and_reload("full_page_writes", "on")),
     );
     table.rate(
         "fsync",
@@ -314,11 +312,11 @@ fn server_findings(facts: &CheckFacts, table: &mut Table) {
         "on: without it a crash of the machine can corrupt the server itself",
         settings.flag("fsync") == Some(true),
         Advice,
-        set_and_reload("fsync", "on"),
+        Some(set_and_reload("fsync", "on")),
     );
     let more = |name: &str| {
         let now = settings.number(name).unwrap_or(0);
-        set_and_restart(name, &(now + 4).to_string())
+        Some(set_and_restart(name, &(now + 4).to_string()))
     };
     table.rate(
         "max_wal_senders",
@@ -455,7 +453,7 @@ fn advice(facts: &CheckFacts, table: &mut Table) {
         "on, or checksums on: backtrack needs every change of a page in the log",
         checksums || settings.flag("wal_log_hints") == Some(true),
         Advice,
-        set_and_restart("wal_log_hints", "on"),
+        Some(set_and_restart("wal_log_hints", "on")),
     );
     let bound = settings.number("max_slot_wal_keep_size").unwrap_or(-1);
     table.rate(
@@ -468,7 +466,7 @@ fn advice(facts: &CheckFacts, table: &mut Table) {
         "a bound: a slot must not fill the server's disk",
         bound >= 0,
         Advice,
-        set_and_reload("max_slot_wal_keep_size", "64GB"),
+        Some(set_and_reload("max_slot_wal_keep_size", "64GB")),
     );
     let timeout = settings.number("wal_sender_timeout").unwrap_or(60_000);
     table.rate(
@@ -477,7 +475,7 @@ fn advice(facts: &CheckFacts, table: &mut Table) {
         "10 s or more, and not 0",
         timeout >= 10_000,
         Advice,
-        set_and_reload("wal_sender_timeout", "60s"),
+        Some(set_and_reload("wal_sender_timeout", "60s")),
     );
     if let Some(idle) = settings.get("idle_replication_slot_timeout") {
         table.rate(
@@ -486,7 +484,7 @@ fn advice(facts: &CheckFacts, table: &mut Table) {
             "0: a slot that is dropped while Borealis is down leaves a gap",
             idle == "0",
             Advice,
-            set_and_reload("idle_replication_slot_timeout", "0"),
+            Some(set_and_reload("idle_replication_slot_timeout", "0")),
         );
     }
     table.add(

@@ -48,6 +48,8 @@ fn certificates(dir: &Path, names: &str) {
     give_to(&key, system_user().as_ref());
 }
 
+const REFUSED: Result<bool, ErrorKind> = Err(ErrorKind::Refused);
+
 async fn tls_server(names: &str, hba: &[&str]) -> (TestServer, std::path::PathBuf) {
     let mut options = ServerOptions::default();
     for line in hba {
@@ -154,7 +156,6 @@ async fn every_sslmode_means_what_libpq_says() {
     server.allow_in_log("could not accept SSL connection");
     let (ca, other) = (dir.join("ca.crt"), dir.join("other.crt"));
     let (ca, other) = (ca.display(), other.display());
-    const REFUSED: Result<bool, ErrorKind> = Err(ErrorKind::Refused);
     // User, options, and whether the session is encrypted.
     let table = [
         ("ann", "sslmode=disable".to_owned(), Ok(false)),

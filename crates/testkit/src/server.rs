@@ -1,5 +1,6 @@
 //! A real server in a temporary directory.
 
+use std::fmt::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use borealis_pg_server::link::SqlLink;
 use tempfile::TempDir;
 
 /// How long a server may take to start or stop.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 
 /// The role of the tests.
 pub const SUPERUSER: &str = "postgres";
@@ -192,7 +193,8 @@ impl TestServer {
              password_encryption = 'scram-sha-256'\nwal_keep_size = 0\n",
         );
         for (name, value) in &options.settings {
-            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+            let value = value.replace('\'', "''");
+            writeln!(text, "{name} = '{value}'").expect("a string takes everything");
         }
         let conf = self.data_dir.join("postgresql.conf");
         let mut content = std::fs::read_to_string(&conf).expect("initdb wrote it");

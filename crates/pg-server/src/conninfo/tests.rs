@@ -46,7 +46,13 @@ fn secret(text: &str, mode: u32) -> FoundFile {
 #[test]
 fn hosts_ports_users_and_databases() {
     // Text; hosts with ports; user; database.
-    let table: [(&str, &[(&str, u16)], &str, &str); 15] = [
+    type Case = (
+        &'static str,
+        &'static [(&'static str, u16)],
+        &'static str,
+        &'static str,
+    );
+    let table: [Case; 15] = [
         ("", &[(DEFAULT_SOCKET_DIRECTORY, 5432)], "ann", "ann"),
         ("host=db port=6000 user=bob", &[("db", 6000)], "bob", "bob"),
         (

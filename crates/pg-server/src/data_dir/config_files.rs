@@ -84,19 +84,19 @@ fn statement(line: &str) -> Statement {
 
 /// One value, with nothing but a comment behind it.
 fn value(text: &str) -> Option<String> {
-    let (value, rest) = match text.strip_prefix('\'') {
-        Some(quoted) => quoted_value(quoted)?,
-        None => {
-            let end = text
-                .find(|c: char| c.is_whitespace() || c == '#' || c == '\'')
-                .unwrap_or(text.len());
-            let (value, rest) = text.split_at(end);
-            (value.to_owned(), rest)
-        }
+    let (value, rest) = if let Some(quoted) = text.strip_prefix('\'') {
+        quoted_value(quoted)?
+    } else {
+        let end = text
+            .find(|c: char| c.is_whitespace() || c == '#' || c == '\'')
+            .unwrap_or(text.len());
+        let (value, rest) = text.split_at(end);
+        (value.to_owned(), rest)
     };
     let rest = rest.trim_start();
     let complete = rest.is_empty() || rest.starts_with('#');
-    (complete && !(value.is_empty() && !text.starts_with('\''))).then_some(value)
+    let is_given = !value.is_empty() || text.starts_with('\'');
+    (complete && is_given).then_some(value)
 }
 
 /// A string after its opening quote (`DeescapeQuotedString`): doubled quotes and C escapes.
@@ -301,12 +301,11 @@ impl Gatherer<'_> {
         let base = path.parent().unwrap_or(Path::new("/"));
         for (how, included) in includes {
             let included = base.join(included);
-            match how {
-                Include::Directory => self.directory(&included, syntax, depth + 1)?,
-                _ => {
-                    let needed = how == Include::File;
-                    self.file(&included, Role::Included, syntax, needed, depth + 1)?;
-                }
+            if how == Include::Directory {
+                self.directory(&included, syntax, depth + 1)?;
+            } else {
+                let needed = how == Include::File;
+                self.file(&included, Role::Included, syntax, needed, depth + 1)?;
             }
         }
         Ok(())
@@ -322,7 +321,8 @@ impl Gatherer<'_> {
                 return Ok(());
             }
         };
-        names.retain(|name| name.ends_with(".conf") && !name.starts_with('.'));
+        // The server compares exactly these bytes (`GetConfFilesInDir`).
+        names.retain(|name| name.as_bytes().ends_with(b".conf") && !name.starts_with('.'));
         names.sort();
         for name in names {
             self.file(&path.join(name), Role::Included, syntax, true, depth)?;

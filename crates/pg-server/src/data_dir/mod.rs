@@ -148,7 +148,7 @@ impl Walker<'_> {
             return self.link(file, path, depth, listing);
         }
         if meta.is_dir() {
-            return self.subdirectory(file, path, &meta, depth, listing);
+            return self.subdirectory(file, &path, &meta, depth, listing);
         }
         if meta.is_file() {
             add_file(path, &meta, listing);
@@ -162,7 +162,7 @@ impl Walker<'_> {
     fn subdirectory(
         &self,
         directory: &Path,
-        path: String,
+        path: &str,
         meta: &std::fs::Metadata,
         depth: usize,
         listing: &mut Listing,
@@ -178,9 +178,9 @@ impl Walker<'_> {
         {
             return Ok(());
         }
-        let emptied = EMPTIED_DIRECTORIES.contains(&path.as_str());
+        let emptied = EMPTIED_DIRECTORIES.contains(&path);
         listing.directories.push(DirectoryEntry {
-            path: path.clone(),
+            path: path.to_owned(),
             mode,
         });
         if path == "pg_wal" {
@@ -195,7 +195,7 @@ impl Walker<'_> {
                 directory.display()
             )));
         }
-        self.directory(directory, &path, depth + 1, listing)
+        self.directory(directory, path, depth + 1, listing)
     }
 
     /// Links are followed where PostgreSQL makes them (tablespaces, `pg_wal`) and to plain files.
@@ -220,7 +220,7 @@ impl Walker<'_> {
             return self.directory(file, &path, depth + 1, listing);
         }
         if path == "pg_wal" {
-            return self.subdirectory(file, path, &meta, depth, listing);
+            return self.subdirectory(file, &path, &meta, depth, listing);
         }
         if meta.is_file() {
             add_file(path, &meta, listing);

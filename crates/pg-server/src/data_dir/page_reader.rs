@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use borealis_pg_format::files::RelationFile;
@@ -92,7 +92,7 @@ impl PageReader<'_> {
                     .min(block.saturating_add(self.chunk_pages()));
                 if open.as_ref().is_none_or(|(at, ..)| *at != segment) {
                     let path = self.path(relation, fork, segment);
-                    open = Some((segment, self.open(&path)?, path));
+                    open = Some((segment, Self::open(&path)?, path));
                 }
                 match &open {
                     Some((_, Some(file), path)) => {
@@ -125,7 +125,7 @@ impl PageReader<'_> {
         self.data_dir.join(file.path(&self.tablespace_directory))
     }
 
-    fn open(&self, path: &PathBuf) -> Result<Option<File>> {
+    fn open(path: &Path) -> Result<Option<File>> {
         match File::open(path) {
             Ok(file) => Ok(Some(file)),
             Err(error) if has_vanished(&error) => Ok(None),
@@ -136,7 +136,7 @@ impl PageReader<'_> {
     fn chunk(
         &self,
         file: &File,
-        path: &PathBuf,
+        path: &Path,
         blocks: Range<u32>,
         buffer: &mut [u8],
         sink: &mut PageSink<'_>,
@@ -218,7 +218,6 @@ fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::path::Path;
     use std::sync::Mutex;
 
     use borealis_pg_format::page::checksum;

@@ -27,6 +27,9 @@ use crate::link::SqlLink;
 /// How often a waited-for state is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How often a started server is looked for by its `postmaster.pid`: ten seconds in all.
+const PID_LOOKS_MAX: u32 = 200;
+
 /// How much of a log's end an error repeats.
 const LAST_WORDS_BYTES: usize = 2_000;
 
@@ -133,8 +136,8 @@ impl Launch {
     }
 
     /// Starts the server so that it outlives this process, as `pg_ctl start` does. Does not wait
-    /// until it is ready.
-    pub fn start_detached(&self) -> Result<Instance> {
+    /// until it is ready, only until it has taken the data directory.
+    pub async fn start_detached(&self) -> Result<Instance> {
         let program = self.binaries.program("pg_ctl");
         drop(self.prepare_log()?);
         let options: Vec<_> = self.arguments().iter().map(|a| shell_quote(a)).collect();
@@ -159,7 +162,21 @@ impl Launch {
             }
             Err(error) => return Err(failed(error.to_string())),
         }
-        Instance::attach(&self.data_dir, &self.log_file)
+        for _ in 0..PID_LOOKS_MAX {
+            if let Some(pid) = running_pid(&self.data_dir)? {
+                return Ok(Instance {
+                    pid,
+                    child: None,
+                    data_dir: self.data_dir.clone(),
+                    log_file: self.log_file.clone(),
+                });
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        Err(failed(format!(
+            "the server has not come up; its log ends:\n{}",
+            last_words(&self.log_file)
+        )))
     }
 }
 

@@ -9,7 +9,9 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -19,6 +21,15 @@ pub use sql::{SqlLink, TextRow, quote_identifier, quote_literal};
 
 use crate::conninfo::{ConnInfo, Host, SslMode};
 use crate::error::{Error, Result};
+
+/// How long a connection is quiet before the peer is probed.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+
+/// The time between probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Unanswered probes after which a connection is given up.
+const KEEPALIVE_PROBES: u32 = 3;
 
 /// The code of an SSL request (`NEGOTIATE_SSL_CODE` in `pqcomm.h`), after the length 8.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
@@ -178,7 +189,8 @@ async fn connect<L: Login>(info: &ConnInfo, login: &L) -> Result<L::Link> {
                 let encrypted = stream.is_encrypted();
                 Ok((login.login(stream, info, host).await, encrypted))
             };
-            let outcome = tokio::time::timeout(info.connect_timeout, attempt)
+            // Boxed: the handshakes are large, and callers keep this inside their own futures.
+            let outcome = tokio::time::timeout(info.connect_timeout, Box::pin(attempt))
                 .await
                 .unwrap_or_else(|_| {
                     Err(Error::Connect {
@@ -199,13 +211,24 @@ async fn connect<L: Login>(info: &ConnInfo, login: &L) -> Result<L::Link> {
                     (error, tls)
                 }
             };
-            last = error;
             if !again {
+                last = error;
                 break;
             }
+            tracing::warn!(server = %host, %error, "trying once more, with or without tls as sslmode allows");
+            last = error;
         }
     }
     Err(last)
+}
+
+/// Lets the operating system find out that a silent peer is gone: a session that waits for an answer
+/// has nothing of its own to send, and would wait for ever.
+fn keep_alive(tcp: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(tcp, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(tcp, KEEPALIVE_PROBES)
 }
 
 async fn open(info: &ConnInfo, host: &Host, ask: Ask) -> Result<LinkStream> {
@@ -223,6 +246,7 @@ async fn open(info: &ConnInfo, host: &Host, ask: Ask) -> Result<LinkStream> {
         .await
         .map_err(failed)?;
     tcp.set_nodelay(true).map_err(failed)?;
+    keep_alive(&tcp).map_err(|errno| failed(errno.into()))?;
     if ask == Ask::Never {
         return Ok(LinkStream::new(Transport::Tcp(tcp), None));
     }

@@ -17,7 +17,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use crate::conninfo::{Host, RootCert, SslMode, TlsSettings, check_key_file};
 use crate::error::{Error, Result};
 
-fn failed(host: &Host, detail: impl ToString) -> Error {
+fn failed(host: &Host, detail: &dyn std::fmt::Display) -> Error {
     Error::Tls {
         to: host.to_string(),
         detail: detail.to_string(),
@@ -29,7 +29,7 @@ pub(super) fn client_config(tls: &TlsSettings, host: &Host) -> Result<Arc<Client
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|e| failed(host, e))?
+        .map_err(|e| failed(host, &e))?
         .dangerous()
         .with_custom_certificate_verifier(verifier(tls, host, &provider)?);
     let config = match &tls.identity {
@@ -38,10 +38,10 @@ pub(super) fn client_config(tls: &TlsSettings, host: &Host) -> Result<Arc<Client
             check_key_file(key)?;
             let chain = read_certificates(certificate)?;
             let key = PrivateKeyDer::from_pem_file(key)
-                .map_err(|e| failed(host, format!("read {}: {e}", key.display())))?;
+                .map_err(|e| failed(host, &format!("read {}: {e}", key.display())))?;
             builder
                 .with_client_auth_cert(chain, key)
-                .map_err(|e| failed(host, e))?
+                .map_err(|e| failed(host, &e))?
         }
     };
     Ok(Arc::new(config))
@@ -56,11 +56,11 @@ fn verifier(
     let roots = match (&tls.root, tls.mode) {
         (Some(RootCert::System), _) => {
             let system = rustls_platform_verifier::Verifier::new(provider.clone())
-                .map_err(|e| failed(host, e))?;
+                .map_err(|e| failed(host, &e))?;
             return Ok(Arc::new(system));
         }
         (None, SslMode::VerifyCa | SslMode::VerifyFull) => {
-            return Err(failed(host, "no root certificate"));
+            return Err(failed(host, &"no root certificate"));
         }
         // As in libpq: without a root certificate the weaker modes encrypt and check nothing.
         (None, _) => {
@@ -74,7 +74,7 @@ fn verifier(
     if tls.mode == SslMode::VerifyFull {
         let full = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
             .build()
-            .map_err(|e| failed(host, e))?;
+            .map_err(|e| failed(host, &e))?;
         return Ok(full);
     }
     Ok(Arc::new(ChainOnly {

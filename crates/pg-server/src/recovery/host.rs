@@ -58,7 +58,7 @@ fn icu() -> Option<String> {
     LIBRARY_DIRECTORIES
         .iter()
         .filter_map(|dir| std::fs::read_dir(Path::new(dir)).ok())
-        .flat_map(|entries| entries.flatten())
+        .flat_map(Iterator::flatten)
         .filter_map(|entry| version(entry.file_name().to_str()?))
         .max()
         .map(|version| version.to_string())

@@ -7,6 +7,7 @@
 
 mod host;
 
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
 use borealis_base::{Branch, Position};
@@ -166,6 +167,7 @@ pub fn configure(
         place,
         without_tls: tls_is_missing(origin.config, place),
         overrides: Vec::new(),
+        laid_in: BTreeSet::new(),
         warnings: Vec::new(),
     };
     let mut main = String::new();
@@ -178,11 +180,11 @@ pub fn configure(
     }
     decide(&mut writer, origin, place);
     for (name, value) in &writer.overrides {
-        auto.push_str(&format!("{name} = {}\n", quote_value(value)));
+        push_setting(&mut auto, name, value);
     }
     let auto_after_recovery = auto.clone();
     auto.push_str(&recovery_block(recovery));
-    let (access, mut warnings) = access_files(origin.config, place);
+    let (access, mut warnings) = access_files(origin.config, &writer.laid_in, place);
     warnings.append(&mut writer.warnings);
     let signal = match recovery.goal {
         Goal::Promote(_) => "recovery.signal",
@@ -212,8 +214,11 @@ fn decide(writer: &mut Writer<'_>, origin: &Origin<'_>, place: &Place<'_>) {
     set("port", place.port.to_string());
     set("cluster_name", place.cluster_name.to_owned());
     for (name, in_log) in STANDBY_PARAMETERS.iter().zip(origin.log_parameters) {
-        let configured = origin.settings.number(name).unwrap_or(0);
-        set(name, configured.max(in_log).to_string());
+        // Where neither knows a value, the server's default is better than a wrong one.
+        match origin.settings.number(name) {
+            None if in_log == 0 => {}
+            configured => set(name, configured.unwrap_or(0).max(in_log).to_string()),
+        }
     }
     if let Some(addresses) = place.listen_addresses {
         set("listen_addresses", addresses.to_owned());
@@ -223,7 +228,7 @@ fn decide(writer: &mut Writer<'_>, origin: &Origin<'_>, place: &Place<'_>) {
 fn recovery_block(recovery: &Recovery<'_>) -> String {
     let mut block = String::from("# For recovery only.\n");
     let mut set = |name: &str, value: &str| {
-        block.push_str(&format!("{name} = {}\n", quote_value(value)));
+        push_setting(&mut block, name, value);
     };
     set("restore_command", recovery.restore_command);
     match recovery.goal {
@@ -248,6 +253,7 @@ struct Writer<'a> {
     place: &'a Place<'a>,
     without_tls: bool,
     overrides: Vec<(String, String)>,
+    laid_in: BTreeSet<PathBuf>,
     warnings: Vec<String>,
 }
 
@@ -293,6 +299,7 @@ impl Writer<'_> {
                         .collect();
                     included.sort_by(|a, b| a.path.cmp(&b.path));
                     for file in included {
+                        self.laid_in.insert(file.path.clone());
                         self.carry(file, all, open, out);
                     }
                 }
@@ -310,7 +317,7 @@ impl Writer<'_> {
             Fate::Drop(reason) => push_line(out, &format!("# {} # {reason}", line.trim())),
             Fate::Replace(value, reason) => {
                 push_line(out, &format!("# {} # {reason}", line.trim()));
-                push_line(out, &format!("{name} = {}", quote_value(&value)));
+                push_setting(out, name, &value);
             }
         }
     }
@@ -341,7 +348,7 @@ impl Writer<'_> {
             }
         }
         match name {
-            "ssl" if self.without_tls => {
+            "ssl" if self.without_tls && !is_off(value) => {
                 self.warn("ssl is off: certificate or key do not exist here".to_owned());
                 Fate::Replace("off".to_owned(), "its files do not exist here".to_owned())
             }
@@ -414,12 +421,25 @@ impl Writer<'_> {
     }
 }
 
+fn push_setting(out: &mut String, name: &str, value: &str) {
+    push_line(out, &format!("{name} = {}", quote_value(value)));
+}
+
 fn push_line(out: &mut String, line: &str) {
     out.push_str(line);
     out.push('\n');
 }
 
-/// Whether TLS is on and could not start here. The defaults are `server.crt` and `server.key`.
+/// Whether a switch is written as off (`parse_bool`).
+fn is_off(value: &str) -> bool {
+    let value = value.to_ascii_lowercase();
+    value == "0"
+        || ["off", "false", "no"]
+            .iter()
+            .any(|word| !value.is_empty() && word.starts_with(&value) && value != "o")
+}
+
+/// Whether TLS could not start here. The defaults are `server.crt` and `server.key`.
 fn tls_is_missing(config: &ConfigFiles, place: &Place<'_>) -> bool {
     [
         ("ssl_cert_file", "server.crt"),
@@ -433,7 +453,11 @@ fn tls_is_missing(config: &ConfigFiles, place: &Place<'_>) -> bool {
 }
 
 /// The access files, with what they include at the same place relative to them.
-fn access_files(config: &ConfigFiles, place: &Place<'_>) -> (Vec<ConfigOutput>, Vec<String>) {
+fn access_files(
+    config: &ConfigFiles,
+    laid_in: &BTreeSet<PathBuf>,
+    place: &Place<'_>,
+) -> (Vec<ConfigOutput>, Vec<String>) {
     let (mut files, mut warnings) = (Vec::new(), Vec::new());
     let mut homes = Vec::new();
     for (role, name) in [
@@ -457,8 +481,9 @@ fn access_files(config: &ConfigFiles, place: &Place<'_>) -> (Vec<ConfigOutput>, 
             }),
         }
     }
-    let settings = config.of(Role::Main).map(|file| &file.path);
-    for file in config.files.iter().filter(|f| f.role == Role::Included) {
+    let included =
+        |file: &&ConfigFile| file.role == Role::Included && !laid_in.contains(&file.path);
+    for file in config.files.iter().filter(included) {
         let below = homes.iter().find_map(|home| {
             let below = file.path.strip_prefix(home).ok()?;
             let plain = below
@@ -467,7 +492,7 @@ fn access_files(config: &ConfigFiles, place: &Place<'_>) -> (Vec<ConfigOutput>, 
             plain.then(|| below.to_str()).flatten()
         });
         match below {
-            Some(below) if settings.is_none_or(|path| *path != file.path) => {
+            Some(below) => {
                 files.push(ConfigOutput {
                     path: below.to_owned(),
                     text: file.text.clone(),

@@ -100,6 +100,7 @@ fn settings_that_cannot_hold_here_are_comments() {
         ("ssl_ca_file = 'gone.crt'", "ssl_ca_file", None),
         ("ssl_ca_file = 'have.crt'", "ssl_ca_file", Some("have.crt")),
         ("ssl = on", "ssl", Some("off")),
+        ("ssl = false", "ssl", Some("false")),
         ("log_directory = '/var/log/pg'", "log_directory", None),
         (
             "log_directory = '/writable'",
@@ -215,4 +216,6 @@ fn includes_are_laid_in_where_they_stood() {
     assert_eq!(text(&made, "people"), "ann\n");
     assert_eq!(text(&made, "pg_hba.conf"), "local @people all trust\n");
     assert_eq!(text(&made, "pg_ident.conf"), "");
+    assert!(!made.files.iter().any(|file| file.path.contains("conf.d")));
+    assert_eq!(made.warnings, Vec::<String>::new());
 }

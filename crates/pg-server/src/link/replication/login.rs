@@ -46,7 +46,7 @@ pub(super) async fn log_in(
         startup.push(("options", options));
     }
     let mut out = BytesMut::new();
-    frontend::startup_message(startup, &mut out).map_err(|e| session.failed(e))?;
+    frontend::startup_message(startup, &mut out).map_err(|e| session.failed(&e))?;
     session.send(&out).await?;
     session.authenticate().await?;
     let parameters = session.settle().await?;
@@ -66,7 +66,7 @@ pub(super) async fn log_in(
 }
 
 impl Session<'_> {
-    fn failed(&self, detail: impl ToString) -> Error {
+    fn failed(&self, detail: &dyn std::fmt::Display) -> Error {
         Error::Login {
             to: self.to.clone(),
             detail: detail.to_string(),
@@ -109,13 +109,15 @@ impl Session<'_> {
     fn secret(&self) -> Result<&str> {
         self.password
             .map(Password::reveal)
-            .ok_or_else(|| self.failed("the server wants a password and none was found"))
+            .ok_or_else(|| self.failed(&"the server wants a password and none was found"))
     }
 
     /// With a required binding, a login without it could be relayed by someone in between.
     fn unbound(&self) -> Result<()> {
         if self.binding == ChannelBinding::Require {
-            return Err(self.failed("channel binding is required and the server does not offer it"));
+            return Err(
+                self.failed(&"channel binding is required and the server does not offer it")
+            );
         }
         Ok(())
     }
@@ -128,10 +130,10 @@ impl Session<'_> {
             3 => {
                 self.unbound()?;
                 if matches!(self.stream.transport, Transport::Tcp(_)) {
-                    return Err(self.failed("the server asks for the password in the clear"));
+                    return Err(self.failed(&"the server asks for the password in the clear"));
                 }
                 frontend::password_message(self.secret()?.as_bytes(), &mut out)
-                    .map_err(|e| self.failed(e))?;
+                    .map_err(|e| self.failed(&e))?;
             }
             5 => {
                 self.unbound()?;
@@ -140,11 +142,11 @@ impl Session<'_> {
                     .ok_or_else(|| protocol(&self.to, "a short salt"))?;
                 let hash = md5_hash(self.user.as_bytes(), self.secret()?.as_bytes(), *salt);
                 frontend::password_message(hash.as_bytes(), &mut out)
-                    .map_err(|e| self.failed(e))?;
+                    .map_err(|e| self.failed(&e))?;
             }
             10 => self.scram(data).await?,
             other => {
-                return Err(self.failed(format!(
+                return Err(self.failed(&format!(
                     "the server wants authentication method {other}, which is not supported"
                 )));
             }
@@ -182,7 +184,7 @@ impl Session<'_> {
             // its offer was removed on the way.
             (Some(_), false, true) => (sasl::ChannelBinding::unrequested(), sasl::SCRAM_SHA_256),
             (None, _, true) => (sasl::ChannelBinding::unsupported(), sasl::SCRAM_SHA_256),
-            _ => return Err(self.failed("no SASL mechanism that is supported")),
+            _ => return Err(self.failed(&"no SASL mechanism that is supported")),
         };
         if mechanism != sasl::SCRAM_SHA_256_PLUS {
             self.unbound()?;
@@ -190,22 +192,22 @@ impl Session<'_> {
         let mut scram = sasl::ScramSha256::new(self.secret()?.as_bytes(), binding);
         let mut out = BytesMut::new();
         frontend::sasl_initial_response(mechanism, scram.message(), &mut out)
-            .map_err(|e| self.failed(e))?;
+            .map_err(|e| self.failed(&e))?;
         self.send(&out).await?;
         let (code, data) = self.read_authentication().await?;
         if code != 11 {
             return Err(protocol(&self.to, "no SASL challenge"));
         }
-        scram.update(&data).map_err(|e| self.failed(e))?;
+        scram.update(&data).map_err(|e| self.failed(&e))?;
         out.clear();
-        frontend::sasl_response(scram.message(), &mut out).map_err(|e| self.failed(e))?;
+        frontend::sasl_response(scram.message(), &mut out).map_err(|e| self.failed(&e))?;
         self.send(&out).await?;
         let (code, data) = self.read_authentication().await?;
         if code != 12 {
             return Err(protocol(&self.to, "no end of SASL"));
         }
         // This is the server's proof that it knows the password too.
-        scram.finish(&data).map_err(|e| self.failed(e))
+        scram.finish(&data).map_err(|e| self.failed(&e))
     }
 
     /// Reads up to the first "ready".

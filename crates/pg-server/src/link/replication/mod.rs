@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn sender_timeout_is_read_as_shown() {
-        assert_eq!(sender_timeout("1min"), Some(Duration::from_secs(60)));
+        assert_eq!(sender_timeout("1min"), Some(Duration::from_mins(1)));
         assert_eq!(sender_timeout("2s"), Some(Duration::from_secs(2)));
         assert_eq!(sender_timeout("0"), None);
     }

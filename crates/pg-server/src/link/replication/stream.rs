@@ -31,7 +31,7 @@ const STATUS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// Requests that may wait for the feedback task: an answer and an end.
 const REQUESTS_MAX: usize = 4;
 
-/// CopyDone, framed.
+/// `CopyDone`, framed.
 const COPY_DONE: [u8; 5] = [b'c', 0, 0, 0, 4];
 
 /// Where a timeline ends because another follows it.
@@ -85,7 +85,7 @@ impl Feedback {
 enum Request {
     /// The server wants an answer now.
     Answer,
-    /// A last status, then CopyDone; the writing half comes back.
+    /// A last status, then `CopyDone`; the writing half comes back.
     Finish(oneshot::Sender<WriteHalf<LinkStream>>),
 }
 

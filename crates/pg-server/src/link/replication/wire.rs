@@ -131,7 +131,7 @@ impl Fields {
     }
 }
 
-/// The server's error in an ErrorResponse.
+/// The server's error in an `ErrorResponse`.
 pub(super) fn server_error(body: Bytes) -> Error {
     let mut fields = Fields(body);
     let (mut severity, mut sqlstate, mut message) = (String::new(), String::new(), String::new());
@@ -160,7 +160,7 @@ pub(super) fn server_error(body: Bytes) -> Error {
     }
 }
 
-/// The names of a RowDescription's columns.
+/// The names of a `RowDescription`'s columns.
 pub(super) fn columns(body: Bytes) -> Option<Vec<String>> {
     let mut fields = Fields(body);
     let count = u16::try_from(fields.i16()?).ok()?;
@@ -174,7 +174,7 @@ pub(super) fn columns(body: Bytes) -> Option<Vec<String>> {
         .collect()
 }
 
-/// The values of a DataRow.
+/// The values of a `DataRow`.
 pub(super) fn values(body: Bytes) -> Option<Vec<Option<Bytes>>> {
     let mut fields = Fields(body);
     let count = u16::try_from(fields.i16()?).ok()?;
@@ -212,7 +212,7 @@ pub enum Message {
     },
 }
 
-/// Reads what a CopyData frame of a physical replication stream holds.
+/// Reads what a `CopyData` frame of a physical replication stream holds.
 pub(super) fn message(body: Bytes) -> Option<Message> {
     let mut fields = Fields(body);
     match fields.u8()? {
