@@ -13,6 +13,7 @@
 
 pub mod error;
 pub mod layout;
+pub mod log;
 pub mod object;
 pub mod pages;
 pub mod plan;
