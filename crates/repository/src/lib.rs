@@ -18,6 +18,7 @@ pub mod object;
 pub mod pages;
 pub mod plan;
 pub mod store;
+pub mod verify;
 pub mod wire;
 
 pub use error::{Error, Result};

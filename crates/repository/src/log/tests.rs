@@ -31,7 +31,7 @@ fn steps(end: u64) -> Vec<TimeStep> {
         end: Position(end),
     };
     vec![TimeStep {
-        settled_through: Timestamp(end as i64),
+        settled_through: Timestamp(end.cast_signed()),
         last_record,
     }]
 }
@@ -92,7 +92,7 @@ impl World {
             start: Position(start),
             end: Position(end),
             settled_before: None,
-            settled_after: Some(Timestamp(end as i64)),
+            settled_after: Some(Timestamp(end.cast_signed())),
             last_record: Some(RecordSpan {
                 start: Position(end - 8),
                 end: Position(end),

@@ -11,4 +11,4 @@ pub mod parts;
 pub mod read;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,6 +4,7 @@
 //! means: of the page file, holding the page.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +13,7 @@ use borealis_base::{Progress, Unit};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
-use super::fetch::{Fetcher, open_each};
+use super::fetch::Fetcher;
 use super::frame::PageFrame;
 use super::manifest::{Blob, Manifest, PackEntry, PageFile};
 use super::map::{Location, PageKey, PageMap, Run, runs_within};
@@ -208,7 +209,7 @@ impl PageReader {
     }
 
     /// Reads pages `[start, end)` of a file, ascending, each frame once. Pages at or past the file's
-    /// length do not exist and are left out.
+    /// length do not exist and are left out. Holds every frame of the range: ask for bounded ones.
     pub async fn read_pages(&self, file: u32, pages: Range<u32>) -> Result<Vec<(u32, Bytes)>> {
         let file = self.file(file)?;
         let pages = pages.start..pages.end.min(file.length);
@@ -227,15 +228,19 @@ impl PageReader {
                 continue;
             };
             let head = self.pack_head(pack).await?;
-            if !frames.contains_key(&(pack, frame)) {
-                let plain = self.fetcher.frame(&head, frame).await?;
-                frames.insert((pack, frame), decode_pages(&head, frame, &plain, file)?);
-            }
+            let held = match frames.entry((pack, frame)) {
+                Entry::Occupied(held) => held.into_mut(),
+                Entry::Vacant(free) => {
+                    let plain = self.fetcher.frame(&head, frame).await?;
+                    free.insert(decode_pages(&head, frame, &plain, file)?)
+                }
+            };
             for page in run.first..=run.first + (run.count - 1) {
-                let found = frames
-                    .get(&(pack, frame))
-                    .and_then(|pages| pages.page(page));
-                out.push((page, found.ok_or_else(|| absent(&head, frame, file, page))?));
+                out.push((
+                    page,
+                    held.page(page)
+                        .ok_or_else(|| absent(&head, frame, file, page))?,
+                ));
             }
         }
         Ok(out)
@@ -443,21 +448,4 @@ impl RangeJob {
         sink.pages(file, &current)?;
         Ok(current.len() as u64)
     }
-}
-
-/// Checks a pack's frames against what maps take from them; for verification.
-pub(crate) fn check_pack(
-    head: &ObjectHead,
-    keys: &borealis_keys::DataKeys,
-    stored: Bytes,
-    mut each: impl FnMut(u32, Option<&PageFrame>) -> Result<()>,
-) -> Result<()> {
-    let count = head.frames().len() as u32;
-    open_each(head, keys, 0..count, stored, |number, plain| {
-        let pages = match head.frame(number)?.kind {
-            FRAME_PAGES => Some(decode_any(head, number, &plain)?),
-            _ => None,
-        };
-        each(number, pages.as_ref())
-    })
 }

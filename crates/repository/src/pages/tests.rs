@@ -23,24 +23,24 @@ use crate::{Error, Result};
 const PAGE: u32 = 512;
 const BLOB: &str = "global/settings";
 
-type Files = BTreeMap<String, Vec<Vec<u8>>>;
+pub(crate) type Files = BTreeMap<String, Vec<Vec<u8>>>;
 
-struct World {
-    store: Arc<MemoryStore>,
-    target: PackTarget,
-    keys: Arc<DataKeys>,
-    entropy: Arc<SeededEntropy>,
+pub(crate) struct World {
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) target: PackTarget,
+    pub(crate) keys: Arc<DataKeys>,
+    pub(crate) entropy: Arc<SeededEntropy>,
 }
 
 /// A page of random bytes, which no compression shrinks.
-fn page(entropy: &SeededEntropy) -> Vec<u8> {
+pub(crate) fn page(entropy: &SeededEntropy) -> Vec<u8> {
     let mut bytes = vec![0; PAGE as usize];
     entropy.fill(&mut bytes);
     bytes
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let entropy = Arc::new(SeededEntropy::new(7));
         let store = Arc::new(MemoryStore::default());
         let key = DataKey::random(&*entropy);
@@ -60,14 +60,14 @@ impl World {
     }
 
     /// A reader that has nothing cached.
-    fn fetcher(&self) -> Arc<Fetcher> {
+    pub(crate) fn fetcher(&self) -> Arc<Fetcher> {
         Arc::new(Fetcher::new(
             Arc::clone(&self.target.store),
             Arc::clone(&self.keys),
         ))
     }
 
-    fn info() -> BaseBackupInfo {
+    pub(crate) fn info() -> BaseBackupInfo {
         BaseBackupInfo {
             branch: Branch(1),
             start: Position(100),
@@ -80,7 +80,7 @@ impl World {
     }
 
     /// Takes a base backup of `files`, of which only `changed` pages are read if there is a parent.
-    async fn back_up(
+    pub(crate) async fn back_up(
         &self,
         parent: Option<&Arc<Manifest>>,
         files: &Files,
@@ -109,12 +109,9 @@ impl World {
                 builder.place(packs.push_pages(prepared).await?);
             }
         }
+        let long = vec![5; 3_000_000];
         let mut blobs = BlobPacker::new(Compression::Zstd(1));
-        for (name, content) in [
-            (BLOB, &b"a = 1\n"[..]),
-            ("empty", b""),
-            ("long", &[5; 3_000_000]),
-        ] {
+        for (name, content) in [(BLOB, &b"a = 1\n"[..]), ("empty", b""), ("long", &long)] {
             blobs.begin(BlobMeta {
                 name: name.to_owned(),
                 mode: 0o640,
@@ -169,12 +166,12 @@ impl World {
         Ok(files)
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let listed = futures::executor::block_on(self.store.list("lineages/")).unwrap();
         listed.into_iter().map(|line| line.name).collect()
     }
 
-    fn bytes(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
         futures::executor::block_on(self.store.read(name))
             .unwrap()
             .to_vec()
@@ -214,7 +211,7 @@ impl PageSink for Disk {
     }
 }
 
-fn some_files(world: &World) -> Files {
+pub(crate) fn some_files(world: &World) -> Files {
     let mut files = Files::new();
     for (name, pages) in [("base/1", 60), ("base/2", 25), ("base/empty", 0)] {
         files.insert(
@@ -601,9 +598,9 @@ async fn unchanged_parts_and_packs_are_shared_and_dead_packs_forgotten() {
     assert_eq!(live(&same), 84, "85 pages, one of zeros");
     // Every page is written anew: of the first packs only those with its blobs could stay.
     for pages in files.values_mut() {
-        pages
-            .iter_mut()
-            .for_each(|bytes| *bytes = page(&world.entropy));
+        for bytes in pages {
+            *bytes = page(&world.entropy);
+        }
     }
     let all: Vec<(&str, u32)> = (0..60)
         .map(|at| ("base/1", at))

@@ -18,6 +18,7 @@ fn span(start: u64, end: u64) -> RecordSpan {
     }
 }
 
+#[allow(clippy::unnecessary_wraps)] // shorter where it is compared
 fn at(time: i64) -> Option<Timestamp> {
     Some(Timestamp(time))
 }
@@ -704,7 +705,9 @@ proptest! {
     #[test]
     fn plans_equal_brute_force(entries in random_entries()) {
         let mut ledger = Ledger::forked();
-        entries.iter().for_each(|entry| ledger.append(entry));
+        for entry in &entries {
+            ledger.append(entry);
+        }
         let found = windows(&ledger.state);
         for branch in 1..4 {
             for end in 1..56 {
