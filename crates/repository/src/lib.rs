@@ -13,10 +13,12 @@
 
 pub mod error;
 pub mod layout;
+pub mod log;
 pub mod object;
 pub mod pages;
 pub mod plan;
 pub mod store;
+pub mod verify;
 pub mod wire;
 
 pub use error::{Error, Result};
