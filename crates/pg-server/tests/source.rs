@@ -113,10 +113,17 @@ async fn waiting_for_a_spread_checkpoint_can_be_cancelled() {
         ErrorKind::Interrupted
     );
     assert!(SystemClock.elapsed().saturating_sub(begin) < DEADLINE);
-    let still = server
-        .value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_backup_start(%' AND state = 'active' AND pid <> pg_backend_pid()")
-        .await;
-    assert_eq!(still, "0");
+    // The server reports the error before it has tidied up after the statement.
+    wait_until("the end of the statement", DEADLINE, async || {
+        let still = server
+            .value(
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_backup_start(%' \
+                 AND state = 'active' AND pid <> pg_backend_pid()",
+            )
+            .await;
+        (still == "0").then_some(())
+    })
+    .await;
 }
 
 fn has_restore_point(server: &TestServer, name: &str, start: Position) -> bool {

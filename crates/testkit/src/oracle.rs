@@ -11,11 +11,14 @@ const TABLES: &str = "SELECT c.oid, c.oid::regclass::text AS name FROM pg_class 
      JOIN pg_am a ON a.oid = c.relam AND a.amname = 'heap' \
      WHERE c.relkind IN ('r', 'm', 't') AND c.relpersistence <> 't' ORDER BY c.oid";
 
-/// The names of the databases that can be entered.
+/// The names of the databases that can be entered. One whose `DROP DATABASE` was cut off is marked
+/// invalid (`datconnlimit = -2`) and can only be dropped again.
 pub async fn databases(server: &TestServer) -> Vec<String> {
     let session = server.session("postgres").await;
     let rows = session
-        .rows("SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1")
+        .rows(
+            "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1",
+        )
         .await
         .expect("the catalog is readable");
     rows.iter()
