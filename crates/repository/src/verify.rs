@@ -17,8 +17,11 @@ use std::sync::Arc;
 use borealis_base::{ErrorKind, ObjectId, Position, Progress, Unit};
 use futures::StreamExt;
 
+use crate::catalog::Lineage;
+use crate::ledger::LedgerReader;
 use crate::log::piece::{
-    FRAME_LOG_BYTES, FRAME_LOG_INDEX, FRAME_TIME_MAP, PieceIdentity, content, log_frames,
+    FRAME_LOG_BYTES, FRAME_LOG_INDEX, FRAME_TIME_MAP, PieceIdentity, check_entry, content,
+    log_frames,
 };
 use crate::log::time_map::decode_steps;
 use crate::object::{ObjectHead, ObjectKind, ObjectView, fetch, fetch_head};
@@ -123,7 +126,68 @@ struct UsedPack {
     needed_by: String,
 }
 
-/// Checks everything that `state` names.
+/// Checks a lineage from its ledger on: the chain, every entry, and everything that entries name.
+pub async fn verify_lineage(
+    lineage: &Lineage,
+    deep: bool,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let name = layout::lineage(lineage.id());
+    let loaded = async { Ok::<_, Error>((lineage.reader().await?, lineage.load_state().await?)) };
+    let (reader, state) = match loaded.await {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let all = vec![format!("all restores of lineage {}", lineage.id())];
+            return Ok(Report {
+                findings: vec![finding(error, &name, all)?],
+                ..Report::default()
+            });
+        }
+    };
+    let mut report = verify(&Arc::new(Fetcher::of(lineage)), &state, deep, progress).await?;
+    let pieces: BTreeSet<u64> = state.pieces.iter().map(|piece| piece.entry).collect();
+    progress.phase("ledger entries", Unit::Items, Some(state.head));
+    for number in (reader.lowest()..=state.head).filter(|number| !pieces.contains(number)) {
+        if let Err(error) = verify_entry(&reader, lineage, number, deep).await {
+            // Recaps and checkpoints repeat what entries say, so nothing is lost yet.
+            let affects = vec![format!("the ledger's chain at entry {number}")];
+            report.findings.push(finding(
+                error,
+                &layout::entry(lineage.id(), number),
+                affects,
+            )?);
+        }
+        progress.advance(1);
+    }
+    report
+        .findings
+        .sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));
+    Ok(report)
+}
+
+async fn verify_entry(
+    reader: &LedgerReader,
+    lineage: &Lineage,
+    number: u64,
+    deep: bool,
+) -> Result<()> {
+    let name = layout::entry(lineage.id(), number);
+    if !deep {
+        return match lineage.store().stat(&name).await? {
+            Some(_) => Ok(()),
+            None => Err(Error::Missing {
+                object: name,
+                needed_by: "the ledger".to_owned(),
+            }),
+        };
+    }
+    let view = reader.object(number).await?;
+    (0..view.head().frames().len() as u32)
+        .try_for_each(|frame| view.frame(lineage.keys(), frame).map(|_| ()))
+}
+
+/// Checks everything that `state` names: base backups and log pieces. For a whole lineage call
+/// [`verify_lineage`].
 pub async fn verify(
     fetcher: &Arc<Fetcher>,
     state: &LineageState,
@@ -528,6 +592,7 @@ async fn verify_piece(
         let (head, _) = fetch_head(&**fetcher.store(), &name, ObjectKind::LedgerEntry)
             .await
             .map_err(|error| error.named_by("the ledger"))?;
+        check_entry(&head, piece)?;
         check_len(fetcher, &name, head.object_len(), "the ledger").await?;
         return log_frames(&head, piece).map(|_| ());
     }
@@ -550,6 +615,7 @@ fn open_piece(
     piece: &PieceSummary,
 ) -> Result<()> {
     let head = view.head();
+    check_entry(head, piece)?;
     log_frames(head, piece)?;
     let mut maps = 0;
     for (number, frame) in (0_u32..).zip(head.frames()) {
@@ -564,11 +630,10 @@ fn open_piece(
         if frame.kind == FRAME_TIME_MAP {
             maps += 1;
             let steps = decode_steps(&content).map_err(|error| head.damaged(error.to_string()))?;
-            let settled = steps
-                .last()
-                .map(|step| step.settled_through)
-                .or(piece.settled_before);
-            if settled != piece.settled_after {
+            let last = steps.last().map(|step| step.settled_through);
+            let same = last == piece.settled_after
+                || (last.is_none() && piece.settled_after == piece.settled_before);
+            if !same {
                 return Err(head.damaged("its time map does not end where the ledger says"));
             }
         }

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use super::frame::{PageFrame, is_zero};
 use super::manifest::{Blob, BlobChunk};
 use super::map::{Location, Run, runs_of};
+use crate::catalog::Lineage;
 use crate::object::{
     Compression, FrameKind, ObjectBuilder, ObjectKind, PreparedFrame, SealedObject,
 };
@@ -170,6 +171,19 @@ pub struct PackTarget {
     pub entropy: Arc<dyn Entropy>,
     /// Stored bytes at which a pack is closed, [`PACK_BYTES_MAX`] if in doubt.
     pub pack_bytes_max: u64,
+}
+
+impl PackTarget {
+    /// Packs of `lineage`, sealed with its current data key, of the usual size.
+    pub fn of(lineage: &Lineage) -> Self {
+        Self {
+            store: Arc::clone(lineage.store()),
+            lineage: lineage.id(),
+            key: lineage.keys().current().clone(),
+            entropy: Arc::clone(lineage.entropy()),
+            pack_bytes_max: PACK_BYTES_MAX,
+        }
+    }
 }
 
 /// Collects frames into packs. See the module for what it guarantees and costs.
