@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use borealis_base::{ErrorKind, ObjectId, Position, Progress, Unit};
+use borealis_base::{Branch, ErrorKind, ObjectId, Position, Progress, Unit};
 use futures::StreamExt;
 
 use crate::catalog::Lineage;
@@ -201,6 +201,7 @@ pub async fn verify(
     let mut packs = BTreeMap::new();
     let mut blobs = BTreeSet::new();
     let mut manifests = BTreeSet::new();
+    let mut coverage: BTreeMap<Branch, Coverage<'_>> = BTreeMap::new();
     progress.phase(
         "base backups",
         Unit::Items,
@@ -209,7 +210,10 @@ pub async fn verify(
     for base in &state.base_backups {
         let affects = vec![name_of(base)];
         let name = object_name(ObjectKind::Manifest, &base.manifest);
-        report.findings.extend(own_log(state, base, &name));
+        let whole = coverage
+            .entry(base.branch)
+            .or_insert_with(|| Coverage::of(state, base.branch));
+        report.findings.extend(own_log(state, whole, base, &name));
         match base_backup(fetcher, base, &mut packs, &mut manifests, deep).await {
             Ok(manifest) if deep => {
                 verify_blobs(fetcher, &manifest, &mut blobs, &affects, &mut report).await?;
@@ -238,8 +242,12 @@ fn name_of(base: &BaseBackupSummary) -> String {
 }
 
 /// A base backup whose own log is not wholly stored can never be restored.
-fn own_log(state: &LineageState, base: &BaseBackupSummary, name: &str) -> Option<Finding> {
-    let coverage = Coverage::of(state, base.branch);
+fn own_log(
+    state: &LineageState,
+    coverage: &Coverage<'_>,
+    base: &BaseBackupSummary,
+    name: &str,
+) -> Option<Finding> {
     let from = log_from(base, state.log_unit);
     (!coverage.serves(base, state.log_unit, base.end)).then(|| Finding {
         kind: FindingKind::Incomplete,

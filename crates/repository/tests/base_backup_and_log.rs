@@ -1,5 +1,7 @@
 //! One lineage from an empty repository to a restore plan, through the real ledger.
 
+#![allow(clippy::unwrap_used)] // a test fails by panicking
+
 use std::sync::{Arc, Mutex};
 
 use borealis_base::{
