@@ -11,14 +11,23 @@
 //! Nothing here knows which database it serves: a log of positioned bytes, page files and blobs.
 //! The formats are in `docs/formats/`.
 
+pub mod catalog;
 pub mod error;
+mod keyring;
 pub mod layout;
+pub mod ledger;
 pub mod log;
+pub mod numbered;
 pub mod object;
+pub mod open;
 pub mod pages;
+pub mod pins;
 pub mod plan;
 pub mod store;
 pub mod verify;
 pub mod wire;
 
+pub use catalog::{Cluster, Lineage, Parent};
 pub use error::{Error, Result};
+pub use keyring::Recipient;
+pub use open::{Descriptor, Environment, Repository, describe};

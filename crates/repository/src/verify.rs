@@ -14,11 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use borealis_base::{ErrorKind, ObjectId, Position, Progress, Unit};
+use borealis_base::{Branch, ErrorKind, ObjectId, Position, Progress, Unit};
 use futures::StreamExt;
 
+use crate::catalog::Lineage;
+use crate::ledger::LedgerReader;
 use crate::log::piece::{
-    FRAME_LOG_BYTES, FRAME_LOG_INDEX, FRAME_TIME_MAP, PieceIdentity, content, log_frames,
+    FRAME_LOG_BYTES, FRAME_LOG_INDEX, FRAME_TIME_MAP, PieceIdentity, check_entry, content,
+    log_frames,
 };
 use crate::log::time_map::decode_steps;
 use crate::object::{ObjectHead, ObjectKind, ObjectView, fetch, fetch_head};
@@ -123,7 +126,68 @@ struct UsedPack {
     needed_by: String,
 }
 
-/// Checks everything that `state` names.
+/// Checks a lineage from its ledger on: the chain, every entry, and everything that entries name.
+pub async fn verify_lineage(
+    lineage: &Lineage,
+    deep: bool,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let name = layout::lineage(lineage.id());
+    let loaded = async { Ok::<_, Error>((lineage.reader().await?, lineage.load_state().await?)) };
+    let (reader, state) = match loaded.await {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let all = vec![format!("all restores of lineage {}", lineage.id())];
+            return Ok(Report {
+                findings: vec![finding(error, &name, all)?],
+                ..Report::default()
+            });
+        }
+    };
+    let mut report = verify(&Arc::new(Fetcher::of(lineage)), &state, deep, progress).await?;
+    let pieces: BTreeSet<u64> = state.pieces.iter().map(|piece| piece.entry).collect();
+    progress.phase("ledger entries", Unit::Items, Some(state.head));
+    for number in (reader.lowest()..=state.head).filter(|number| !pieces.contains(number)) {
+        if let Err(error) = verify_entry(&reader, lineage, number, deep).await {
+            // Recaps and checkpoints repeat what entries say, so nothing is lost yet.
+            let affects = vec![format!("the ledger's chain at entry {number}")];
+            report.findings.push(finding(
+                error,
+                &layout::entry(lineage.id(), number),
+                affects,
+            )?);
+        }
+        progress.advance(1);
+    }
+    report
+        .findings
+        .sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));
+    Ok(report)
+}
+
+async fn verify_entry(
+    reader: &LedgerReader,
+    lineage: &Lineage,
+    number: u64,
+    deep: bool,
+) -> Result<()> {
+    let name = layout::entry(lineage.id(), number);
+    if !deep {
+        return match lineage.store().stat(&name).await? {
+            Some(_) => Ok(()),
+            None => Err(Error::Missing {
+                object: name,
+                needed_by: "the ledger".to_owned(),
+            }),
+        };
+    }
+    let view = reader.object(number).await?;
+    (0..view.head().frames().len() as u32)
+        .try_for_each(|frame| view.frame(lineage.keys(), frame).map(|_| ()))
+}
+
+/// Checks everything that `state` names: base backups and log pieces. For a whole lineage call
+/// [`verify_lineage`].
 pub async fn verify(
     fetcher: &Arc<Fetcher>,
     state: &LineageState,
@@ -137,6 +201,7 @@ pub async fn verify(
     let mut packs = BTreeMap::new();
     let mut blobs = BTreeSet::new();
     let mut manifests = BTreeSet::new();
+    let mut coverage: BTreeMap<Branch, Coverage<'_>> = BTreeMap::new();
     progress.phase(
         "base backups",
         Unit::Items,
@@ -145,7 +210,10 @@ pub async fn verify(
     for base in &state.base_backups {
         let affects = vec![name_of(base)];
         let name = object_name(ObjectKind::Manifest, &base.manifest);
-        report.findings.extend(own_log(state, base, &name));
+        let whole = coverage
+            .entry(base.branch)
+            .or_insert_with(|| Coverage::of(state, base.branch));
+        report.findings.extend(own_log(state, whole, base, &name));
         match base_backup(fetcher, base, &mut packs, &mut manifests, deep).await {
             Ok(manifest) if deep => {
                 verify_blobs(fetcher, &manifest, &mut blobs, &affects, &mut report).await?;
@@ -174,8 +242,12 @@ fn name_of(base: &BaseBackupSummary) -> String {
 }
 
 /// A base backup whose own log is not wholly stored can never be restored.
-fn own_log(state: &LineageState, base: &BaseBackupSummary, name: &str) -> Option<Finding> {
-    let coverage = Coverage::of(state, base.branch);
+fn own_log(
+    state: &LineageState,
+    coverage: &Coverage<'_>,
+    base: &BaseBackupSummary,
+    name: &str,
+) -> Option<Finding> {
     let from = log_from(base, state.log_unit);
     (!coverage.serves(base, state.log_unit, base.end)).then(|| Finding {
         kind: FindingKind::Incomplete,
@@ -528,6 +600,7 @@ async fn verify_piece(
         let (head, _) = fetch_head(&**fetcher.store(), &name, ObjectKind::LedgerEntry)
             .await
             .map_err(|error| error.named_by("the ledger"))?;
+        check_entry(&head, piece)?;
         check_len(fetcher, &name, head.object_len(), "the ledger").await?;
         return log_frames(&head, piece).map(|_| ());
     }
@@ -550,6 +623,7 @@ fn open_piece(
     piece: &PieceSummary,
 ) -> Result<()> {
     let head = view.head();
+    check_entry(head, piece)?;
     log_frames(head, piece)?;
     let mut maps = 0;
     for (number, frame) in (0_u32..).zip(head.frames()) {
@@ -564,11 +638,10 @@ fn open_piece(
         if frame.kind == FRAME_TIME_MAP {
             maps += 1;
             let steps = decode_steps(&content).map_err(|error| head.damaged(error.to_string()))?;
-            let settled = steps
-                .last()
-                .map(|step| step.settled_through)
-                .or(piece.settled_before);
-            if settled != piece.settled_after {
+            let last = steps.last().map(|step| step.settled_through);
+            let same = last == piece.settled_after
+                || (last.is_none() && piece.settled_after == piece.settled_before);
+            if !same {
                 return Err(head.damaged("its time map does not end where the ledger says"));
             }
         }

@@ -128,6 +128,7 @@ impl StoredPiece {
         let (head, known) = fetch_head(&**store, &name, ObjectKind::LedgerEntry)
             .await
             .map_err(|error| error.named_by("the ledger"))?;
+        check_entry(&head, piece)?;
         let identity = PieceIdentity {
             lineage,
             branch: piece.branch,
@@ -244,6 +245,14 @@ pub(crate) fn content(
             identity.branch, identity.start
         ))),
     }
+}
+
+/// Checks that the entry is the one that the ledger's chain holds.
+pub(crate) fn check_entry(head: &ObjectHead, piece: &PieceSummary) -> Result<()> {
+    if head.digest() == piece.head_digest && head.object_len() == piece.stored_bytes {
+        return Ok(());
+    }
+    Err(head.damaged("it is another object than the one in the ledger's chain"))
 }
 
 /// The frames of log bytes, whose lengths must be those of the piece.

@@ -9,6 +9,7 @@ use futures::{Stream, StreamExt, TryStreamExt};
 
 use super::piece::{LogBytes, StoredPiece};
 use super::time_map::TimeStep;
+use crate::catalog::Lineage;
 use crate::plan::restore::choose_pieces;
 use crate::plan::{Coverage, LineageState, PieceRange, PieceSummary};
 use crate::store::Store;
@@ -76,6 +77,15 @@ impl LogReader {
             keys,
             lineage,
         }
+    }
+
+    /// A reader of the log of `lineage`.
+    pub fn of(lineage: &Lineage) -> Self {
+        Self::new(
+            Arc::clone(lineage.store()),
+            Arc::clone(lineage.keys()),
+            lineage.id(),
+        )
     }
 
     /// Opens one piece.

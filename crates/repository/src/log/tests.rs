@@ -99,6 +99,7 @@ impl World {
             }),
             resume_at: Position(end),
             stored_bytes: sealed.bytes.len() as u64,
+            head_digest: sealed.head_digest,
         });
     }
 
@@ -182,20 +183,26 @@ async fn a_break_is_named_by_its_position() {
 
 #[tokio::test]
 async fn a_piece_swapped_with_another_valid_one_is_refused() {
-    // Both have the same length, so only the identity in the sealed frames tells.
-    let world = World::new(&[1_000, 2_000]);
+    let mut world = World::new(&[1_000, 2_000]);
     let (first, second) = (layout::entry(LINEAGE, 1), layout::entry(LINEAGE, 2));
     let bytes = world.store.read(&second).await.unwrap();
     world.store.tamper(&first, bytes);
     let error = world.read(0, 1_000).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.to_string().contains(&first), "{error}");
+    // Even where the ledger names it: its sealed frames say which log they hold.
+    world.state.pieces[0].head_digest = world.state.pieces[1].head_digest;
+    world.state.pieces[0].stored_bytes = world.state.pieces[1].stored_bytes;
     let piece = world.reader().piece(&world.state.pieces[0]).await.unwrap();
     assert_eq!(
         piece.time_steps().await.unwrap_err().kind(),
         ErrorKind::Damaged
     );
     assert_eq!(piece.index().await.unwrap_err().kind(), ErrorKind::Damaged);
+    assert_eq!(
+        world.read(0, 1_000).await.unwrap_err().kind(),
+        ErrorKind::Damaged
+    );
 }
 
 #[tokio::test]

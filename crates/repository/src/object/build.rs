@@ -60,6 +60,11 @@ impl PreparedFrame {
     pub fn plain_len(&self) -> u32 {
         self.plain_len
     }
+
+    /// What it holds.
+    pub fn kind(&self) -> FrameKind {
+        self.kind
+    }
 }
 
 /// An object ready to be created in the store.

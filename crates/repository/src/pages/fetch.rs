@@ -8,6 +8,7 @@ use borealis_base::ObjectId;
 use borealis_keys::DataKeys;
 use bytes::Bytes;
 
+use crate::catalog::Lineage;
 use crate::object::{ObjectHead, ObjectKind, fetch_frames, fetch_head};
 use crate::plan::ObjectRef;
 use crate::store::Store;
@@ -55,6 +56,11 @@ impl Fetcher {
             keys,
             heads: Mutex::default(),
         }
+    }
+
+    /// A reader of what `lineage` names.
+    pub fn of(lineage: &Lineage) -> Self {
+        Self::new(Arc::clone(lineage.store()), Arc::clone(lineage.keys()))
     }
 
     /// The store.

@@ -634,6 +634,6 @@ async fn seal_and_store(
         }
         (sealed, Manifest { object, body })
     })?;
-    put_and_read_back(&*target.store, &manifest.name(), &sealed).await?;
+    put_and_read_back(target, &manifest.name(), &sealed).await?;
     Ok(manifest)
 }

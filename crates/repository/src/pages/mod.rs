@@ -11,4 +11,6 @@ pub mod parts;
 pub mod read;
 
 #[cfg(test)]
+mod sample_tests;
+#[cfg(test)]
 pub(crate) mod tests;

@@ -19,6 +19,8 @@ use bytes::Bytes;
 use super::frame::{PageFrame, is_zero};
 use super::manifest::{Blob, BlobChunk};
 use super::map::{Location, Run, runs_of};
+use crate::catalog::Lineage;
+use crate::numbered::Patience;
 use crate::object::{
     Compression, FrameKind, ObjectBuilder, ObjectKind, PreparedFrame, SealedObject,
 };
@@ -132,22 +134,36 @@ pub fn prepare_pages(
     })
 }
 
-/// Creates a sealed object and reads it back.
+/// Creates a sealed object and reads it back. A store that gives no answer is asked again, with the
+/// same bytes under the same name, so that a request that was late changes nothing.
 ///
 /// # Errors
 /// Damaged where the store gives back other bytes than it was given.
 pub(super) async fn put_and_read_back(
-    store: &dyn Store,
+    target: &PackTarget,
     name: &str,
     sealed: &SealedObject,
 ) -> Result<()> {
-    // The id is random, so an object of this name is our own from a create whose reply was lost; the
-    // comparison below tells.
-    store.create(name, sealed.bytes.clone()).await?;
-    let back = store
-        .read(name)
-        .await
-        .map_err(|error| Error::from(error).named_by("its own writer"))?;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        // The id is random, so an object of this name is our own from a create whose reply was lost;
+        // the comparison below tells.
+        match target.store.create(name, sealed.bytes.clone()).await {
+            Ok(_) => break,
+            Err(error) if error.is_transient() && target.patience.wait(attempt).await => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    attempt = 0;
+    let back = loop {
+        attempt += 1;
+        match target.store.read(name).await {
+            Ok(back) => break back,
+            Err(error) if error.is_transient() && target.patience.wait(attempt).await => {}
+            Err(error) => return Err(Error::from(error).named_by("its own writer")),
+        }
+    };
     if back != sealed.bytes {
         return Err(Error::damaged(
             name,
@@ -170,6 +186,22 @@ pub struct PackTarget {
     pub entropy: Arc<dyn Entropy>,
     /// Stored bytes at which a pack is closed, [`PACK_BYTES_MAX`] if in doubt.
     pub pack_bytes_max: u64,
+    /// How long a store that does not answer is asked again.
+    pub patience: Patience,
+}
+
+impl PackTarget {
+    /// Packs of `lineage`, sealed with its current data key, of the usual size.
+    pub fn of(lineage: &Lineage) -> Self {
+        Self {
+            store: Arc::clone(lineage.store()),
+            lineage: lineage.id(),
+            key: lineage.keys().current().clone(),
+            entropy: Arc::clone(lineage.entropy()),
+            pack_bytes_max: PACK_BYTES_MAX,
+            patience: Patience::default(),
+        }
+    }
 }
 
 /// Collects frames into packs. See the module for what it guarantees and costs.
@@ -237,7 +269,7 @@ impl PackWriter {
         let frames = open.frame_count();
         let sealed = blocking(move || open.seal()).await?;
         let name = layout::pack(self.target.lineage, sealed.id);
-        put_and_read_back(&*self.target.store, &name, &sealed).await?;
+        put_and_read_back(&self.target, &name, &sealed).await?;
         let object = ObjectRef {
             lineage: self.target.lineage,
             object: sealed.id,

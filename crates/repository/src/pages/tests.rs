@@ -1,7 +1,9 @@
 //! Base backups written to and read from a store in memory.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use borealis_base::{
     Branch, Entropy, ErrorKind, LineageId, NoProgress, Position, SeededEntropy, Timestamp,
@@ -16,8 +18,9 @@ use super::manifest::{
 use super::map::{Location, Run};
 use super::pack::{BlobMeta, BlobPacker, PackTarget, PackWriter, prepare_pages};
 use super::read::{PageReader, PageSink, coalesce};
+use crate::numbered::Patience;
 use crate::object::{Compression, ObjectKind};
-use crate::store::{Counters, CountingStore, MemoryStore, Store};
+use crate::store::{Counters, CountingStore, MemoryStore, Store, StoreErrorKind};
 use crate::{Error, Result};
 
 const PAGE: u32 = 512;
@@ -50,6 +53,10 @@ impl World {
             key: key.clone(),
             entropy: Arc::clone(&entropy) as Arc<dyn Entropy>,
             pack_bytes_max: 20_000,
+            patience: Patience {
+                attempts: 3,
+                pause: Duration::ZERO,
+            },
         };
         Self {
             store,
@@ -143,7 +150,7 @@ impl World {
     }
 
     /// Loads the manifest anew and restores everything.
-    async fn restore(&self, manifest: &Manifest) -> Result<Files> {
+    pub(crate) async fn restore(&self, manifest: &Manifest) -> Result<Files> {
         let loaded = Arc::new(Manifest::load(&self.fetcher(), &manifest.object()).await?);
         assert_eq!(*loaded, *manifest);
         let reader = self.reader(&loaded);
@@ -526,18 +533,44 @@ async fn a_foreign_data_key_is_refused_and_not_damage() {
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
 }
 
-/// A store that gives back other bytes than it was given.
-struct Forgetful(Arc<MemoryStore>);
+/// What a store does to a create.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// It keeps one byte less than it was given.
+    Truncates,
+    /// It keeps the object, and the reply is lost; the second try is answered.
+    LosesReply,
+    /// It never answers.
+    Silent,
+}
+
+struct Faulty(Arc<MemoryStore>, Fault, AtomicU32);
 
 #[async_trait::async_trait]
-impl Store for Forgetful {
+impl Store for Faulty {
     async fn create(
         &self,
         name: &str,
         bytes: Bytes,
     ) -> Result<crate::store::Created, crate::store::StoreError> {
-        let kept = bytes.slice(..bytes.len() - 1);
-        self.0.create(name, kept).await
+        let silent = || {
+            crate::store::StoreError::new(
+                StoreErrorKind::Unreachable,
+                "create",
+                name,
+                "test",
+                "no answer",
+            )
+        };
+        let first = self.2.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+        match self.1 {
+            Fault::Truncates => self.0.create(name, bytes.slice(..bytes.len() - 1)).await,
+            Fault::Silent => Err(silent()),
+            Fault::LosesReply => {
+                let created = self.0.create(name, bytes).await?;
+                if first { Err(silent()) } else { Ok(created) }
+            }
+        }
     }
     async fn read(&self, name: &str) -> Result<Bytes, crate::store::StoreError> {
         self.0.read(name).await
@@ -572,13 +605,34 @@ impl Store for Forgetful {
 #[tokio::test]
 async fn a_pack_stored_truncated_is_noticed_before_anything_names_it() {
     let mut world = World::new();
-    world.target.store = Arc::new(Forgetful(Arc::clone(&world.store)));
+    world.target.store = Arc::new(Faulty(
+        Arc::clone(&world.store),
+        Fault::Truncates,
+        AtomicU32::new(0),
+    ));
     let error = world
         .back_up(None, &some_files(&world), &[])
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.to_string().contains("/packs/"), "{error}");
+}
+
+#[tokio::test]
+async fn a_lost_reply_is_no_failure_and_silence_is_not_damage() {
+    let mut world = World::new();
+    let files = some_files(&world);
+    world.target.store = Arc::new(Faulty(
+        Arc::clone(&world.store),
+        Fault::LosesReply,
+        AtomicU32::new(0),
+    ));
+    let manifest = world.back_up(None, &files, &[]).await.unwrap();
+    assert_eq!(world.restore(&manifest).await.unwrap(), files);
+    let silent = Faulty(Arc::clone(&world.store), Fault::Silent, AtomicU32::new(0));
+    world.target.store = Arc::new(silent);
+    let error = world.back_up(None, &files, &[]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
 }
 
 #[tokio::test]

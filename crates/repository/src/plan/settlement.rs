@@ -44,7 +44,9 @@ fn candidates(state: &LineageState) -> Vec<Candidate> {
                 recorded_at: piece.recorded_at,
                 branch: piece.branch,
                 low: None,
-                high: piece.settled_after?,
+                high: piece
+                    .settled_after
+                    .filter(|after| piece.settled_before < Some(*after))?,
                 position: piece.end,
                 last_record: None,
             },

@@ -72,6 +72,7 @@ impl Ledger {
             last_record: last,
             resume_at: last.map_or(Position(end), |last| last.end),
             stored_bytes: end - start,
+            head_digest: [0; 32],
         });
         if !steps.is_empty() {
             self.steps.insert(entry, steps.to_vec());

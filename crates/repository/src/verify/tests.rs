@@ -76,7 +76,8 @@ impl Lineage {
         {
             builder.push(frame);
         }
-        let bytes = builder.seal().bytes;
+        let sealed = builder.seal();
+        let bytes = sealed.bytes;
         let settled_before = self
             .state
             .pieces
@@ -93,6 +94,7 @@ impl Lineage {
             last_record: Some(last_record),
             resume_at: Position(end),
             stored_bytes: bytes.len() as u64,
+            head_digest: sealed.head_digest,
         });
         self.world
             .store

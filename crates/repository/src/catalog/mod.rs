@@ -1,0 +1,159 @@
+//! The catalog: which clusters there are, and which lineages each has.
+
+mod lineage;
+mod message;
+
+use borealis_base::{Branch, LineageId, Position, Timestamp};
+use bytes::Bytes;
+
+pub use lineage::Lineage;
+pub(crate) use message::CatalogBody;
+
+use crate::numbered::{Item, Logged};
+use crate::{Error, Result, layout};
+
+/// Longest name of a cluster.
+pub const CLUSTER_NAME_BYTES_MAX: usize = 63;
+
+/// Where a lineage left its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parent {
+    /// The parent.
+    pub lineage: LineageId,
+    /// The branch of `at`.
+    pub branch: Branch,
+    /// The position at which the lineage was born.
+    pub at: Position,
+}
+
+/// A lineage as the catalog knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LineageRecord {
+    /// Its id.
+    pub lineage: LineageId,
+    /// Where it came from; `None` for the first of a cluster.
+    pub parent: Option<Parent>,
+    /// When it was entered.
+    pub added_at: Timestamp,
+}
+
+/// A cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its name, unique among those not retired.
+    pub name: String,
+    /// What the engine wants to remember of it, opaque.
+    pub engine: Bytes,
+    /// Its lineages, the first one first. Never empty.
+    pub lineages: Vec<LineageRecord>,
+    /// When it was retired.
+    pub retired_at: Option<Timestamp>,
+}
+
+impl Cluster {
+    /// The lineage that was entered last.
+    pub fn newest_lineage(&self) -> &LineageRecord {
+        self.lineages
+            .last()
+            .expect("a cluster has its first lineage from birth")
+    }
+}
+
+/// The catalog, folded.
+#[derive(Debug, Default)]
+pub(crate) struct CatalogState {
+    pub(crate) clusters: Vec<Cluster>,
+}
+
+impl CatalogState {
+    /// The cluster of this name that is not retired.
+    pub(crate) fn live(&self, name: &str) -> Option<&Cluster> {
+        (self.clusters.iter()).find(|cluster| cluster.name == name && cluster.retired_at.is_none())
+    }
+
+    pub(crate) fn record(&self, lineage: LineageId) -> Option<&LineageRecord> {
+        (self.clusters.iter())
+            .flat_map(|cluster| &cluster.lineages)
+            .find(|record| record.lineage == lineage)
+    }
+
+    fn live_mut(&mut self, name: &str) -> Option<&mut Cluster> {
+        (self.clusters.iter_mut())
+            .find(|cluster| cluster.name == name && cluster.retired_at.is_none())
+    }
+}
+
+impl Logged for CatalogState {
+    fn apply(&mut self, item: &Item) -> Result<()> {
+        let name = layout::catalog(item.head.number);
+        let added_at = item.head.recorded_at;
+        let unknown = |cluster: &str| {
+            Err(Error::damaged(
+                &name,
+                format!("it speaks of a cluster `{cluster}` that is not there"),
+            ))
+        };
+        match CatalogBody::decode(&name, item.body.clone())? {
+            CatalogBody::ClusterCreated {
+                name: cluster,
+                lineage,
+                engine,
+            } => {
+                if self.live(&cluster).is_some() {
+                    return Err(Error::damaged(
+                        &name,
+                        format!("it creates cluster `{cluster}` anew"),
+                    ));
+                }
+                self.clusters.push(Cluster {
+                    name: cluster,
+                    engine,
+                    lineages: vec![LineageRecord {
+                        lineage,
+                        parent: None,
+                        added_at,
+                    }],
+                    retired_at: None,
+                });
+            }
+            CatalogBody::LineageAdded {
+                cluster,
+                lineage,
+                parent,
+            } => {
+                let Some(found) = self.live_mut(&cluster) else {
+                    return unknown(&cluster);
+                };
+                let parent = Some(parent);
+                found.lineages.push(LineageRecord {
+                    lineage,
+                    parent,
+                    added_at,
+                });
+            }
+            CatalogBody::ClusterRetired { cluster } => {
+                let Some(found) = self.live_mut(&cluster) else {
+                    return unknown(&cluster);
+                };
+                found.retired_at = Some(added_at);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what is no name for a cluster.
+pub fn check_cluster_name(name: &str) -> Result<()> {
+    let mut bytes = name.bytes();
+    let good = bytes.next().is_some_and(|first| first.is_ascii_lowercase())
+        && bytes.all(|c| matches!(c, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && name.len() <= CLUSTER_NAME_BYTES_MAX;
+    if good {
+        return Ok(());
+    }
+    Err(Error::Usage {
+        what: format!(
+            "`{name}` is not a cluster name: 1 to {CLUSTER_NAME_BYTES_MAX} of a-z, 0-9 and -, a letter first"
+        ),
+    })
+}

@@ -1,0 +1,374 @@
+//! The ledger's messages, encoded.
+
+use borealis_base::{Branch, LineageId, ObjectId, Position, Timestamp};
+use bytes::Bytes;
+use prost::Message;
+
+use super::body::{
+    BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Opened, Retired, Settled,
+};
+use super::holder::Holder;
+use crate::plan::{ObjectRef, RecordSpan};
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BodyMessage {
+    #[prost(oneof = "BodyKind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    kind: Option<BodyKind>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum BodyKind {
+    #[prost(message, tag = "1")]
+    Opened(OpenedMessage),
+    #[prost(message, tag = "2")]
+    LogPiece(LogPieceMessage),
+    #[prost(message, tag = "3")]
+    BaseBackup(BaseBackupMessage),
+    #[prost(message, tag = "4")]
+    Settled(SettledMessage),
+    #[prost(message, tag = "5")]
+    Gap(GapMessage),
+    #[prost(message, tag = "6")]
+    BranchStarted(BranchStartedMessage),
+    #[prost(message, tag = "7")]
+    Retired(RetiredMessage),
+    #[prost(message, tag = "8")]
+    Closed(ClosedMessage),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct OpenedMessage {
+    #[prost(uint64, tag = "1")]
+    epoch: u64,
+    #[prost(uint64, tag = "2")]
+    log_unit: u64,
+    #[prost(message, optional, tag = "3")]
+    holder: Option<HolderMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ClosedMessage {
+    #[prost(uint64, tag = "1")]
+    epoch: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct HolderMessage {
+    #[prost(string, tag = "1")]
+    host: String,
+    #[prost(uint32, tag = "2")]
+    pid: u32,
+    #[prost(uint64, tag = "3")]
+    process_start: u64,
+    #[prost(string, tag = "4")]
+    control: String,
+    #[prost(string, tag = "5")]
+    program: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SpanMessage {
+    #[prost(uint64, tag = "1")]
+    start: u64,
+    #[prost(uint64, tag = "2")]
+    end: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LogPieceMessage {
+    #[prost(uint32, tag = "1")]
+    branch: u32,
+    #[prost(uint64, tag = "2")]
+    start: u64,
+    #[prost(uint64, tag = "3")]
+    end: u64,
+    #[prost(sint64, optional, tag = "4")]
+    settled_before: Option<i64>,
+    #[prost(sint64, optional, tag = "5")]
+    settled_after: Option<i64>,
+    #[prost(message, optional, tag = "6")]
+    last_record: Option<SpanMessage>,
+    #[prost(uint64, tag = "7")]
+    resume_at: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ObjectRefMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    lineage: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    object: Bytes,
+    #[prost(uint64, tag = "3")]
+    len: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    head_digest: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BaseBackupMessage {
+    #[prost(message, optional, tag = "1")]
+    manifest: Option<ObjectRefMessage>,
+    #[prost(uint32, tag = "2")]
+    branch: u32,
+    #[prost(uint64, tag = "3")]
+    start: u64,
+    #[prost(uint64, tag = "4")]
+    end: u64,
+    #[prost(sint64, tag = "5")]
+    started_at: i64,
+    #[prost(sint64, tag = "6")]
+    ended_at: i64,
+    #[prost(uint64, tag = "7")]
+    new_bytes: u64,
+    #[prost(uint64, tag = "8")]
+    total_pages: u64,
+    #[prost(uint32, tag = "9")]
+    rule_set: u32,
+    #[prost(bytes = "bytes", tag = "10")]
+    engine: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SettledMessage {
+    #[prost(uint32, tag = "1")]
+    branch: u32,
+    #[prost(sint64, tag = "2")]
+    through: i64,
+    #[prost(message, optional, tag = "3")]
+    last_record: Option<SpanMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct GapMessage {
+    #[prost(uint32, tag = "1")]
+    branch: u32,
+    #[prost(uint64, tag = "2")]
+    from: u64,
+    #[prost(uint64, tag = "3")]
+    to: u64,
+    #[prost(string, tag = "4")]
+    reason: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct BranchStartedMessage {
+    #[prost(uint32, tag = "1")]
+    branch: u32,
+    #[prost(uint32, tag = "2")]
+    parent: u32,
+    #[prost(uint64, tag = "3")]
+    at: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    history: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RetiredMessage {
+    #[prost(string, tag = "1")]
+    reason: String,
+}
+
+/// The clear part of an epoch; its frame holds a [`HolderMessage`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct EpochMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) lineage: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(super) number: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(super) write_id: Bytes,
+    #[prost(sint64, tag = "4")]
+    pub(super) taken_at: i64,
+}
+
+/// The clear part of a floor; its one frame is empty and authenticates it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct FloorMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) lineage: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(super) number: u64,
+    /// The lowest entry that may not be removed.
+    #[prost(uint64, tag = "3")]
+    pub(super) lowest: u64,
+}
+
+/// The clear part of a checkpoint; its frames hold items.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct CheckpointMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) lineage: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(super) number: u64,
+    #[prost(uint64, tag = "3")]
+    pub(super) last: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(super) last_digest: Bytes,
+    #[prost(uint64, tag = "5")]
+    pub(super) last_epoch: u64,
+}
+
+fn span(span: RecordSpan) -> SpanMessage {
+    SpanMessage {
+        start: span.start.0,
+        end: span.end.0,
+    }
+}
+
+fn read_span(message: &SpanMessage) -> RecordSpan {
+    RecordSpan {
+        start: Position(message.start),
+        end: Position(message.end),
+    }
+}
+
+fn read_ref(message: &ObjectRefMessage) -> Option<ObjectRef> {
+    Some(ObjectRef {
+        lineage: LineageId::from_slice(&message.lineage)?,
+        object: ObjectId::from_slice(&message.object)?,
+        len: message.len,
+        head_digest: message.head_digest.as_ref().try_into().ok()?,
+    })
+}
+
+pub(super) fn holder(holder: &Holder) -> HolderMessage {
+    HolderMessage {
+        host: holder.host.clone(),
+        pid: holder.pid,
+        process_start: holder.process_start,
+        control: holder.control.clone(),
+        program: holder.program.clone(),
+    }
+}
+
+pub(super) fn read_holder(message: HolderMessage) -> Holder {
+    Holder {
+        host: message.host,
+        pid: message.pid,
+        process_start: message.process_start,
+        control: message.control,
+        program: message.program,
+    }
+}
+
+/// The bytes of a body.
+pub(super) fn encode(body: &EntryBody) -> Bytes {
+    let kind = match body.clone() {
+        EntryBody::Opened(b) => BodyKind::Opened(OpenedMessage {
+            epoch: b.epoch,
+            log_unit: b.log_unit,
+            holder: Some(holder(&b.holder)),
+        }),
+        EntryBody::Closed(b) => BodyKind::Closed(ClosedMessage { epoch: b.epoch }),
+        EntryBody::LogPiece(b) => BodyKind::LogPiece(LogPieceMessage {
+            branch: b.branch.0,
+            start: b.start.0,
+            end: b.end.0,
+            settled_before: b.settled_before.map(|t| t.0),
+            settled_after: b.settled_after.map(|t| t.0),
+            last_record: b.last_record.map(span),
+            resume_at: b.resume_at.0,
+        }),
+        EntryBody::BaseBackup(b) => BodyKind::BaseBackup(BaseBackupMessage {
+            manifest: Some(ObjectRefMessage {
+                lineage: Bytes::copy_from_slice(&b.manifest.lineage.0),
+                object: Bytes::copy_from_slice(&b.manifest.object.0),
+                len: b.manifest.len,
+                head_digest: Bytes::copy_from_slice(&b.manifest.head_digest),
+            }),
+            branch: b.branch.0,
+            start: b.start.0,
+            end: b.end.0,
+            started_at: b.started_at.0,
+            ended_at: b.ended_at.0,
+            new_bytes: b.new_bytes,
+            total_pages: b.total_pages,
+            rule_set: b.rule_set,
+            engine: b.engine,
+        }),
+        EntryBody::Settled(b) => BodyKind::Settled(SettledMessage {
+            branch: b.branch.0,
+            through: b.through.0,
+            last_record: Some(span(b.last_record)),
+        }),
+        EntryBody::Gap(b) => BodyKind::Gap(GapMessage {
+            branch: b.branch.0,
+            from: b.from.0,
+            to: b.to.0,
+            reason: b.reason,
+        }),
+        EntryBody::BranchStarted(b) => BodyKind::BranchStarted(BranchStartedMessage {
+            branch: b.branch.0,
+            parent: b.parent.0,
+            at: b.at.0,
+            history: b.history,
+        }),
+        EntryBody::Retired(b) => BodyKind::Retired(RetiredMessage { reason: b.reason }),
+    };
+    BodyMessage { kind: Some(kind) }.encode_to_vec().into()
+}
+
+/// Why a body cannot be read.
+pub(super) enum BadBody {
+    /// Its bytes are no message.
+    Malformed,
+    /// It is a message of a kind this program does not know.
+    Unknown,
+}
+
+/// Reads what [`encode`] wrote.
+pub(super) fn decode(bytes: Bytes) -> Result<EntryBody, BadBody> {
+    let message = BodyMessage::decode(bytes).map_err(|_| BadBody::Malformed)?;
+    let kind = message.kind.ok_or(BadBody::Unknown)?;
+    read_kind(kind).ok_or(BadBody::Malformed)
+}
+
+fn read_kind(kind: BodyKind) -> Option<EntryBody> {
+    Some(match kind {
+        BodyKind::Opened(m) => EntryBody::Opened(Opened {
+            epoch: m.epoch,
+            log_unit: m.log_unit,
+            holder: read_holder(m.holder?),
+        }),
+        BodyKind::Closed(m) => EntryBody::Closed(Closed { epoch: m.epoch }),
+        BodyKind::LogPiece(m) => EntryBody::LogPiece(LogPiece {
+            branch: Branch(m.branch),
+            start: Position(m.start),
+            end: Position(m.end),
+            settled_before: m.settled_before.map(Timestamp),
+            settled_after: m.settled_after.map(Timestamp),
+            last_record: m.last_record.as_ref().map(read_span),
+            resume_at: Position(m.resume_at),
+        }),
+        BodyKind::BaseBackup(m) => EntryBody::BaseBackup(BaseBackup {
+            manifest: read_ref(m.manifest.as_ref()?)?,
+            branch: Branch(m.branch),
+            start: Position(m.start),
+            end: Position(m.end),
+            started_at: Timestamp(m.started_at),
+            ended_at: Timestamp(m.ended_at),
+            new_bytes: m.new_bytes,
+            total_pages: m.total_pages,
+            rule_set: m.rule_set,
+            engine: m.engine,
+        }),
+        BodyKind::Settled(m) => EntryBody::Settled(Settled {
+            branch: Branch(m.branch),
+            through: Timestamp(m.through),
+            last_record: read_span(m.last_record.as_ref()?),
+        }),
+        BodyKind::Gap(m) => EntryBody::Gap(Gap {
+            branch: Branch(m.branch),
+            from: Position(m.from),
+            to: Position(m.to),
+            reason: m.reason,
+        }),
+        BodyKind::BranchStarted(m) => EntryBody::BranchStarted(BranchStarted {
+            branch: Branch(m.branch),
+            parent: Branch(m.parent),
+            at: Position(m.at),
+            history: m.history,
+        }),
+        BodyKind::Retired(m) => EntryBody::Retired(Retired { reason: m.reason }),
+    })
+}

@@ -1,0 +1,401 @@
+//! Writing a ledger.
+
+use borealis_base::{ObjectId, Timestamp, WriteId};
+use bytes::Bytes;
+use prost::Message;
+
+use super::body::{Closed, EntryBody, Opened};
+use super::holder::Holder;
+use super::message::{self, CheckpointMessage};
+use super::protocol::{Intent, OnExists, fence_holds, on_exists};
+use super::{Context, LedgerReader, RESTARTS_MAX};
+use crate::numbered::{EntryHead, FRAME_BODY, FRAME_RECAP, NewEntry, encode_items};
+use crate::object::{
+    Compression, FrameKind, HeadDigest, ObjectBuilder, ObjectKind, PreparedFrame, SealedObject,
+};
+use crate::plan::LineageState;
+use crate::store::Created;
+use crate::{Error, Result, layout};
+
+/// Longest body; what is longer belongs into frames or objects of its own.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// Bytes of bodies per frame of a checkpoint, about; one body more still fits a frame.
+const CHECKPOINT_FRAME_BYTES: usize = 1 << 20;
+/// Entries above this are sealed off the executor's threads.
+const SEAL_INLINE_BYTES_MAX: u64 = 256 << 10;
+/// Entries of older writers that a fence may find in its place; each is one that was in flight.
+const ADOPTIONS_MAX: u32 = 64;
+
+/// What a writer opens with.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// Who it is.
+    pub holder: Holder,
+    /// See [`Opened::log_unit`].
+    pub log_unit: u64,
+    /// Open only if the highest epoch still is this one: the one on which the decision to open was
+    /// made. Zero where there was none; `None` opens whatever it is.
+    pub expected_epoch: Option<u64>,
+}
+
+/// An entry that is durable and that every reader sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// Its number.
+    pub number: u64,
+    /// The digest of its head.
+    pub head_digest: HeadDigest,
+    /// When it was written, by this machine's clock.
+    pub recorded_at: Timestamp,
+    /// The length of its object.
+    pub stored_bytes: u64,
+}
+
+/// The one writer of a lineage, as long as no newer epoch is taken.
+pub struct LedgerWriter {
+    reader: LedgerReader,
+    opening: Opening,
+    epoch: u64,
+    fenced_by: Option<u64>,
+    /// An entry whose create was begun and whose fate is not known. While there is one, no other can
+    /// be appended: it may stand at the next number, now or later.
+    pending: Option<NewEntry>,
+    checkpointed: u64,
+}
+
+impl LedgerWriter {
+    /// Takes the next epoch, reads the ledger to its head and fences: when this returns, no older
+    /// writer's entry can follow what [`Self::state`] tells.
+    ///
+    /// # Errors
+    /// Fenced where a newer writer has opened meanwhile; unreachable where the store gave no answer,
+    /// after which the attempt leaves at most an epoch and a fence that nobody owns.
+    pub(crate) async fn open(context: Context, opening: Opening) -> Result<Self> {
+        let epoch = context.take_epoch(&opening).await?;
+        let reader = LedgerReader::load(context).await?;
+        let mut writer = Self {
+            reader,
+            opening,
+            epoch,
+            fenced_by: None,
+            pending: None,
+            checkpointed: 0,
+        };
+        writer.fence().await?;
+        Ok(writer)
+    }
+
+    /// What the ledger adds up to, this writer's entries included.
+    pub fn state(&self) -> &LineageState {
+        self.reader.state()
+    }
+
+    /// The ledger as this writer has read it.
+    pub fn reader(&self) -> &LedgerReader {
+        &self.reader
+    }
+
+    /// This writer's epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// When the last entry was written, by its writer's clock: a writer with nothing to say appends
+    /// before this is [`super::SILENCE_MAX`] ago.
+    pub fn last_sign(&self) -> Option<Timestamp> {
+        self.reader.fold.last_recorded_at
+    }
+
+    /// Whether the fate of an entry is open; [`Self::resume`] settles it.
+    pub fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Appends an entry and returns when it is committed. `frames` follow the body, as frames 1, 2 and
+    /// so on.
+    ///
+    /// # Errors
+    /// Fenced: another writer has taken over, and nothing more can be appended. Unreachable: the entry
+    /// may exist; [`Self::resume`] tries it again, and until it succeeds this answers
+    /// [`Error::Poisoned`]. Dropping the future has the same effect as that error.
+    pub async fn append(
+        &mut self,
+        body: &EntryBody,
+        frames: Vec<PreparedFrame>,
+    ) -> Result<Committed> {
+        if let Some(pending) = &self.pending {
+            return Err(Error::Poisoned {
+                lineage: self.context().lineage,
+                entry: pending.item.head.number,
+            });
+        }
+        self.refuse_if_fenced()?;
+        self.checkpoint().await?;
+        self.prepare(body, frames).await?;
+        self.drive().await
+    }
+
+    /// Tries a pending entry again; `None` where there is none.
+    pub async fn resume(&mut self) -> Result<Option<Committed>> {
+        if self.pending.is_none() {
+            return Ok(None);
+        }
+        self.refuse_if_fenced()?;
+        self.drive().await.map(Some)
+    }
+
+    /// Says that this writer stops, so that the next one need not wait out its silence.
+    pub async fn close(mut self) -> Result<()> {
+        self.resume().await?;
+        let epoch = self.epoch;
+        self.append(&EntryBody::Closed(Closed { epoch }), Vec::new())
+            .await?;
+        Ok(())
+    }
+
+    /// Asks whether a newer writer has opened. An append asks by itself; this is for a writer that
+    /// has long had nothing to append.
+    pub async fn check_epoch(&mut self) -> Result<()> {
+        self.refuse_if_fenced()?;
+        self.probe().await
+    }
+
+    fn context(&self) -> &Context {
+        &self.reader.context
+    }
+
+    fn refuse_if_fenced(&self) -> Result<()> {
+        match self.fenced_by {
+            None => Ok(()),
+            Some(by) => Err(Error::Fenced {
+                lineage: self.context().lineage,
+                epoch: self.epoch,
+                by,
+            }),
+        }
+    }
+
+    fn fenced(&mut self, by: u64) -> Error {
+        self.fenced_by = Some(by);
+        Error::Fenced {
+            lineage: self.context().lineage,
+            epoch: self.epoch,
+            by,
+        }
+    }
+
+    /// Seals the next entry and makes it the pending one.
+    async fn prepare(&mut self, body: &EntryBody, frames: Vec<PreparedFrame>) -> Result<()> {
+        let reserved = |kind: FrameKind| kind == FRAME_BODY || kind == FRAME_RECAP;
+        if frames.iter().any(|frame| reserved(frame.kind())) {
+            return Err(Error::Bug {
+                what: "a frame of an entry has a kind that the ledger keeps for itself".to_owned(),
+            });
+        }
+        let body = message::encode(body);
+        if body.len() > BODY_BYTES_MAX {
+            return Err(Error::Bug {
+                what: format!("a ledger entry's body has {} bytes", body.len()),
+            });
+        }
+        let context = self.context();
+        let (chain, entropy) = (&self.reader.fold.chain, context.entropy.as_ref());
+        let head = EntryHead {
+            owner: context.lineage.0,
+            number: chain.head + 1,
+            epoch: self.epoch,
+            write_id: WriteId::random(entropy),
+            previous: chain.digest,
+            recorded_at: context.clock.now(),
+        };
+        let (id, track) = (ObjectId::random(entropy), context.track());
+        let frame_bytes: u64 = frames.iter().map(PreparedFrame::stored_len).sum();
+        let recapped = if head.number.is_multiple_of(context.shape.recap) {
+            let recent = self.reader.fold.block.len() as u64;
+            let from = recent.saturating_sub(context.shape.recap - 1);
+            self.reader.fold.block[from as usize..].to_vec()
+        } else {
+            Vec::new()
+        };
+        let seal = move || track.seal(id, head, body, frames, &recapped);
+        let entry = if frame_bytes > SEAL_INLINE_BYTES_MAX {
+            tokio::task::spawn_blocking(seal)
+                .await
+                .map_err(|error| Error::Bug {
+                    what: format!("sealing a ledger entry: {error}"),
+                })?
+        } else {
+            seal()
+        };
+        self.pending = Some(entry);
+        Ok(())
+    }
+
+    /// Brings the pending entry to its end.
+    async fn drive(&mut self) -> Result<Committed> {
+        let entry = self
+            .pending
+            .clone()
+            .expect("the caller has prepared an entry");
+        let found = self.create(&entry, false).await?;
+        match found {
+            None | Some(OnExists::Own) => {}
+            Some(OnExists::Fenced { by }) => return Err(self.fenced(by)),
+            Some(OnExists::Impossible | OnExists::Adopt | OnExists::ReadAgain) => {
+                // Another's entry after this writer's fence: only its own removed place can hold one.
+                self.probe().await?;
+                return Err(Error::damaged(
+                    layout::entry(self.context().lineage, entry.item.head.number),
+                    "it was written by an older writer after it had been superseded",
+                ));
+            }
+        }
+        self.probe().await?;
+        self.commit(entry)
+    }
+
+    fn commit(&mut self, entry: NewEntry) -> Result<Committed> {
+        let committed = Committed {
+            number: entry.item.head.number,
+            head_digest: entry.item.digest,
+            recorded_at: entry.item.head.recorded_at,
+            stored_bytes: entry.item.object_len,
+        };
+        self.reader.fold.apply(entry.item)?;
+        self.pending = None;
+        Ok(committed)
+    }
+
+    /// Creates an entry; `None` where it is new, else what to do about the one that is there.
+    async fn create(&self, entry: &NewEntry, fence: bool) -> Result<Option<OnExists>> {
+        let number = entry.item.head.number;
+        let name = layout::entry(self.context().lineage, number);
+        let created = self
+            .context()
+            .create_patiently(&name, &entry.object.bytes)
+            .await?;
+        if created == Created::New {
+            return Ok(None);
+        }
+        let Some(found) = self.context().track().read(number).await? else {
+            // Removed since: the floor has moved past it, so this writer's view is old.
+            return Ok(Some(OnExists::ReadAgain));
+        };
+        let intent = Intent {
+            epoch: self.epoch,
+            write_id: entry.item.head.write_id,
+            previous: entry.item.head.previous,
+            fence,
+        };
+        Ok(Some(on_exists(&intent, &found.item.head)))
+    }
+
+    /// Looks for a newer epoch. Comes after the create: an epoch taken before this moment is seen, one
+    /// taken later reads the entry. Before the create it would prove nothing.
+    async fn probe(&mut self) -> Result<()> {
+        let next = self.epoch + 1;
+        let name = layout::epoch(self.context().lineage, next);
+        let mut attempt = 1;
+        loop {
+            match self.context().store.stat(&name).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(_)) => return Err(self.fenced(next)),
+                Err(error)
+                    if error.is_transient() && self.context().patience.wait(attempt).await =>
+                {
+                    attempt += 1;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Appends this writer's first entry after everything there is.
+    async fn fence(&mut self) -> Result<()> {
+        let body = EntryBody::Opened(Opened {
+            epoch: self.epoch,
+            log_unit: self.opening.log_unit,
+            holder: self.opening.holder.clone(),
+        });
+        let (mut adoptions, mut restarts) = (0, 0);
+        while adoptions <= ADOPTIONS_MAX && restarts <= RESTARTS_MAX {
+            let newest = self.reader.fold.chain.epoch;
+            if newest > self.epoch {
+                return Err(self.fenced(newest));
+            }
+            self.checkpoint().await?;
+            self.prepare(&body, Vec::new()).await?;
+            let entry = self.pending.clone().expect("an entry was just prepared");
+            match self.create(&entry, true).await? {
+                None | Some(OnExists::Own) => {
+                    let floor = self.context().floor(self.reader.floor).await?;
+                    if fence_holds(entry.item.head.number, floor.lowest) {
+                        self.probe().await?;
+                        self.commit(entry)?;
+                        return Ok(());
+                    }
+                    restarts += 1;
+                }
+                Some(OnExists::Adopt) => adoptions += 1,
+                Some(OnExists::Fenced { by }) => return Err(self.fenced(by)),
+                Some(OnExists::ReadAgain | OnExists::Impossible) => restarts += 1,
+            }
+            self.pending = None;
+            self.reader.refresh().await?;
+        }
+        Err(Error::refused(
+            format!(
+                "opening lineage {} met too many other writers",
+                self.context().lineage
+            ),
+            "Stop the other writers of this lineage, and try again.",
+        ))
+    }
+
+    /// Writes the checkpoint that ends at the head, if one does. It comes before the next entry, so
+    /// checkpoints have no holes and readers need not look for them.
+    async fn checkpoint(&mut self) -> Result<()> {
+        let context = self.context();
+        let (head, size) = (self.reader.fold.chain.head, context.shape.checkpoint);
+        if head == 0 || !head.is_multiple_of(size) || self.checkpointed == head {
+            return Ok(());
+        }
+        if self.reader.fold.block.len() as u64 == size {
+            let name = layout::checkpoint(context.lineage, head / size);
+            let object = self.seal_checkpoint(head / size);
+            // One that exists says the same: its content follows from the entries.
+            context.create_patiently(&name, &object.bytes).await?;
+        }
+        self.checkpointed = head;
+        Ok(())
+    }
+
+    fn seal_checkpoint(&self, number: u64) -> SealedObject {
+        let (context, chain) = (self.context(), &self.reader.fold.chain);
+        let clear = CheckpointMessage {
+            lineage: Bytes::copy_from_slice(&context.lineage.0),
+            number,
+            last: chain.head,
+            last_digest: Bytes::copy_from_slice(&chain.digest),
+            last_epoch: chain.epoch,
+        };
+        let id = ObjectId::random(context.entropy.as_ref());
+        let key = context.keys.current();
+        let mut builder = ObjectBuilder::new(ObjectKind::Checkpoint, id, Some(key));
+        builder.clear(clear.encode_to_vec());
+        builder.push_frame(1, Compression::None, &[]);
+        let mut items = self.reader.fold.block.as_slice();
+        while !items.is_empty() {
+            let mut bytes = 0;
+            let fitting = items.iter().take_while(|item| {
+                let before = bytes;
+                bytes += item.body.len();
+                before < CHECKPOINT_FRAME_BYTES
+            });
+            let (now, later) = items.split_at(fitting.count());
+            builder.push_frame(1, Compression::Zstd(3), &encode_items(now));
+            items = later;
+        }
+        builder.seal()
+    }
+}

@@ -1,0 +1,371 @@
+//! A repository: made, opened, and asked for its clusters.
+//!
+//! Making one writes the catalog's key ring first and the descriptor last. Without the descriptor
+//! there is no repository; making it again goes on with the key ring that is there.
+
+use std::sync::Arc;
+
+use borealis_base::{Clock, Entropy, LineageId, ObjectId, RepositoryId, Timestamp};
+use borealis_keys::{DataKey, DataKeys, KeyId, KeyProvider, SecretKey};
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::Mutex;
+
+use crate::catalog::{CatalogBody, CatalogState, Cluster, Lineage, Parent, check_cluster_name};
+use crate::keyring::{
+    KeyRing, OwnerWrap, Recipient, seal_ring, wrap_for_repository, wrap_for_root,
+};
+use crate::numbered::{ENTRIES_PER_RECAP, NumberedLog, Track, TrackName, highest};
+use crate::object::{ObjectBuilder, ObjectKind, fetch};
+use crate::store::{Created, Store};
+use crate::{Error, Result, layout};
+
+/// What a repository works with.
+#[derive(Clone)]
+pub struct Environment {
+    /// Where the objects are.
+    pub store: Arc<dyn Store>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// Where ids and keys come from.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RecipientMessage {
+    #[prost(string, tag = "1")]
+    scheme: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    key: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct DescriptorMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    repository: Bytes,
+    #[prost(sint64, tag = "2")]
+    created: i64,
+    #[prost(message, repeated, tag = "3")]
+    recipients: Vec<RecipientMessage>,
+}
+
+/// What can be told about a repository without any key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Its id.
+    pub repository: RepositoryId,
+    /// When it was made.
+    pub created: Timestamp,
+    /// The root keys that could open it when it was made.
+    pub recipients: Vec<Recipient>,
+}
+
+/// An open repository.
+pub struct Repository {
+    environment: Environment,
+    descriptor: Descriptor,
+    key: SecretKey,
+    catalog: Mutex<NumberedLog<CatalogState>>,
+}
+
+/// Reads the descriptor: what can be told without a key.
+pub async fn describe(store: &dyn Store) -> Result<Descriptor> {
+    let view = match fetch(store, layout::DESCRIPTOR, ObjectKind::Descriptor).await {
+        Err(error) if error.is_absent() => {
+            return Err(Error::NotFound {
+                what: format!("a repository at {}", store.url()),
+            });
+        }
+        other => other?,
+    };
+    let malformed = || Error::damaged(layout::DESCRIPTOR, "its content is malformed");
+    let message =
+        DescriptorMessage::decode(view.head().clear().clone()).map_err(|_| malformed())?;
+    Ok(Descriptor {
+        repository: RepositoryId::from_slice(&message.repository).ok_or_else(malformed)?,
+        created: Timestamp(message.created),
+        recipients: (message.recipients.into_iter())
+            .map(|r| {
+                Some(Recipient {
+                    key: KeyId::from_slice(&r.key)?,
+                    scheme: r.scheme,
+                })
+            })
+            .collect::<Option<_>>()
+            .ok_or_else(malformed)?,
+    })
+}
+
+impl Repository {
+    /// Makes a repository that each of `providers` can open. Killed at any moment, it can be run again.
+    ///
+    /// # Errors
+    /// Refused where one exists, or where one was half made for other keys.
+    pub async fn init(environment: Environment, providers: &[&dyn KeyProvider]) -> Result<Self> {
+        let Some(first) = providers.first() else {
+            return Err(Error::Usage {
+                what: "a repository needs at least one key".to_owned(),
+            });
+        };
+        let store = environment.store.as_ref();
+        if store.stat(layout::DESCRIPTOR).await?.is_some() {
+            return Err(Error::refused(
+                format!("a repository exists at {}", store.url()),
+                "Use it, or name another place.",
+            ));
+        }
+        let name = layout::catalog_keys(1);
+        if store.stat(&name).await?.is_none() {
+            let ring = new_catalog_ring(&environment, providers).await?;
+            store.create(&name, ring).await?;
+        }
+        // Read back: it may be another's, who makes this repository at the same moment or who was
+        // killed while making it.
+        let ring = KeyRing::read(store, &name, 1).await?;
+        let recipients = ring.recipients();
+        let wanted: Vec<KeyId> = recipients.iter().map(|recipient| recipient.key).collect();
+        let same = providers.len() == wanted.len()
+            && providers
+                .iter()
+                .all(|provider| wanted.contains(&provider.key_id()));
+        if !same || ring.open_with_root(*first).await?.is_none() {
+            return Err(Error::refused(
+                format!("a repository at {} was begun with other keys", store.url()),
+                "Name the same key files as then, or another place.",
+            ));
+        }
+        let descriptor = DescriptorMessage {
+            repository: Bytes::copy_from_slice(&ring.owner()?),
+            created: environment.clock.now().0,
+            recipients: (recipients.iter())
+                .map(|recipient| RecipientMessage {
+                    scheme: recipient.scheme.clone(),
+                    key: Bytes::copy_from_slice(&recipient.key.0),
+                })
+                .collect(),
+        };
+        let id = ObjectId::random(environment.entropy.as_ref());
+        let mut builder = ObjectBuilder::new(ObjectKind::Descriptor, id, None);
+        builder.clear(descriptor.encode_to_vec());
+        store
+            .create(layout::DESCRIPTOR, builder.seal().bytes)
+            .await?;
+        Self::open(environment, *first).await
+    }
+
+    /// Opens a repository.
+    ///
+    /// # Errors
+    /// Not found where there is none; refused where the key is none of its recipients'.
+    pub async fn open(environment: Environment, provider: &dyn KeyProvider) -> Result<Self> {
+        let store = environment.store.as_ref();
+        let descriptor = describe(store).await?;
+        let number = highest(store, layout::catalog_keys, 1).await?;
+        let name = layout::catalog_keys(number);
+        let ring = KeyRing::read(store, &name, number)
+            .await
+            .map_err(|error| error.named_by(layout::DESCRIPTOR))?;
+        if ring.owner()? != descriptor.repository.0 {
+            return Err(Error::damaged(name, "it belongs to another repository"));
+        }
+        let Some(open) = ring.open_with_root(provider).await? else {
+            return Err(Error::WrongRootKey {
+                repository: descriptor.repository,
+                wanted: ring
+                    .recipients()
+                    .iter()
+                    .map(|recipient| recipient.key)
+                    .collect(),
+                place: provider.place(),
+                held: provider.key_id(),
+            });
+        };
+        let track = Track {
+            store: environment.store.clone(),
+            keys: Arc::new(open.data_keys),
+            owner: descriptor.repository.0,
+            name: TrackName::Catalog,
+            entries_per_recap: ENTRIES_PER_RECAP,
+        };
+        let (clock, entropy) = (environment.clock.clone(), environment.entropy.clone());
+        Ok(Self {
+            catalog: Mutex::new(NumberedLog::load(track, clock, entropy).await?),
+            environment,
+            descriptor,
+            key: open.owner_key,
+        })
+    }
+
+    /// What can be told without a key.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Its id.
+    pub fn id(&self) -> RepositoryId {
+        self.descriptor.repository
+    }
+
+    /// What it works with.
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// All clusters, retired ones included, in the order of their birth.
+    pub async fn clusters(&self) -> Result<Vec<Cluster>> {
+        let mut catalog = self.catalog.lock().await;
+        catalog.refresh().await?;
+        Ok(catalog.state().clusters.clone())
+    }
+
+    /// The cluster of this name that is not retired.
+    pub async fn cluster(&self, name: &str) -> Result<Cluster> {
+        let clusters = self.clusters().await?;
+        let mut live = clusters
+            .into_iter()
+            .filter(|cluster| cluster.retired_at.is_none());
+        live.find(|cluster| cluster.name == name)
+            .ok_or_else(|| no_cluster(name))
+    }
+
+    /// Makes a cluster with its first lineage.
+    ///
+    /// # Errors
+    /// Refused where a cluster of this name exists; of two that are made at once, one is refused.
+    pub async fn create_cluster(&self, name: &str, engine: Bytes) -> Result<Lineage> {
+        check_cluster_name(name)?;
+        let (lineage, keys) = self.new_lineage(None).await?;
+        let body = CatalogBody::ClusterCreated {
+            name: name.to_owned(),
+            lineage,
+            engine,
+        }
+        .encode();
+        let mut catalog = self.catalog.lock().await;
+        catalog
+            .append(|state| match state.live(name) {
+                None => Ok(body.clone()),
+                Some(_) => Err(Error::refused(
+                    format!("a cluster `{name}` exists"),
+                    "Choose another name.",
+                )),
+            })
+            .await?;
+        Ok(self.handle(lineage, keys))
+    }
+
+    /// Makes a lineage of a cluster, born of another one, whose objects it can read.
+    pub async fn add_lineage(&self, cluster: &str, parent: Parent) -> Result<Lineage> {
+        let parent_keys = self.lineage(parent.lineage).await?.keys().as_ref().clone();
+        let (lineage, keys) = self.new_lineage(Some(&parent_keys)).await?;
+        let body = CatalogBody::LineageAdded {
+            cluster: cluster.to_owned(),
+            lineage,
+            parent,
+        }
+        .encode();
+        let mut catalog = self.catalog.lock().await;
+        catalog
+            .append(|state| match state.live(cluster) {
+                Some(_) => Ok(body.clone()),
+                None => Err(no_cluster(cluster)),
+            })
+            .await?;
+        Ok(self.handle(lineage, keys))
+    }
+
+    /// Retires a cluster: its name is free again, and its backups stay until retention removes them.
+    pub async fn retire_cluster(&self, name: &str) -> Result<()> {
+        let body = CatalogBody::ClusterRetired {
+            cluster: name.to_owned(),
+        }
+        .encode();
+        let mut catalog = self.catalog.lock().await;
+        catalog
+            .append(|state| match state.live(name) {
+                Some(_) => Ok(body.clone()),
+                None => Err(no_cluster(name)),
+            })
+            .await
+            .map(|_| ())
+    }
+
+    /// Opens a lineage of the catalog.
+    pub async fn lineage(&self, lineage: LineageId) -> Result<Lineage> {
+        let mut catalog = self.catalog.lock().await;
+        if catalog.state().record(lineage).is_none() {
+            catalog.refresh().await?;
+        }
+        if catalog.state().record(lineage).is_none() {
+            return Err(Error::NotFound {
+                what: format!("lineage {lineage}"),
+            });
+        }
+        drop(catalog);
+        let store = self.environment.store.as_ref();
+        let number = highest(store, |n| layout::lineage_keys(lineage, n), 1).await?;
+        let name = layout::lineage_keys(lineage, number);
+        let ring = KeyRing::read(store, &name, number)
+            .await
+            .map_err(|error| error.named_by("the catalog"))?;
+        if ring.owner()? != lineage.0 {
+            return Err(Error::damaged(name, "it belongs to another lineage"));
+        }
+        let open = ring.open_with_repository(&self.key)?;
+        Ok(self.handle(lineage, open.data_keys))
+    }
+
+    fn handle(&self, lineage: LineageId, keys: DataKeys) -> Lineage {
+        let Environment {
+            store,
+            clock,
+            entropy,
+        } = self.environment.clone();
+        Lineage::new(lineage, store, keys, clock, entropy)
+    }
+
+    /// Writes the key ring of a new lineage. Until the catalog names it, it is of no effect.
+    async fn new_lineage(&self, parent: Option<&DataKeys>) -> Result<(LineageId, DataKeys)> {
+        let entropy = self.environment.entropy.as_ref();
+        let lineage = LineageId::random(entropy);
+        let owner_key = SecretKey::random(entropy);
+        let mut keys = DataKeys::new(DataKey::random(entropy));
+        for key in parent.into_iter().flat_map(DataKeys::iter) {
+            keys.add(key);
+        }
+        let wraps = [wrap_for_repository(
+            lineage.0, &owner_key, &self.key, entropy,
+        )];
+        let now = self.environment.clock.now();
+        let ring = seal_ring(lineage.0, 1, &owner_key, &wraps, &keys, now, entropy);
+        let name = layout::lineage_keys(lineage, 1);
+        if self.environment.store.create(&name, ring.bytes).await? == Created::Exists {
+            return Err(Error::Bug {
+                what: format!("random name {name} exists"),
+            });
+        }
+        Ok((lineage, keys))
+    }
+}
+
+fn no_cluster(name: &str) -> Error {
+    Error::NotFound {
+        what: format!("cluster `{name}`"),
+    }
+}
+
+async fn new_catalog_ring(
+    environment: &Environment,
+    providers: &[&dyn KeyProvider],
+) -> Result<Bytes> {
+    let entropy = environment.entropy.as_ref();
+    let repository = RepositoryId::random(entropy);
+    let key = SecretKey::random(entropy);
+    let mut wraps: Vec<OwnerWrap> = Vec::new();
+    for provider in providers {
+        wraps.push(wrap_for_root(repository.0, &key, *provider, entropy).await?);
+    }
+    let keys = DataKeys::new(DataKey::random(entropy));
+    let now = environment.clock.now();
+    Ok(seal_ring(repository.0, 1, &key, &wraps, &keys, now, entropy).bytes)
+}
