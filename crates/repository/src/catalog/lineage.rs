@@ -82,6 +82,8 @@ impl Lineage {
             entropy: self.entropy.clone(),
             shape: Shape::default(),
             patience: self.patience,
+            #[cfg(test)]
+            without: None,
         }
     }
 

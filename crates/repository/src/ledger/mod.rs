@@ -68,9 +68,36 @@ pub(crate) struct Context {
     pub(crate) entropy: Arc<dyn Entropy>,
     pub(crate) shape: Shape,
     pub(crate) patience: Patience,
+    /// A rule that a simulation leaves out, to see that it would notice.
+    #[cfg(test)]
+    pub(crate) without: Option<Rule>,
+}
+
+/// The rules of the protocol that a simulation can leave out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Look for a newer epoch after each create.
+    Probe,
+    /// Look at the floor again after reading.
+    FloorAfterReading,
+    /// Tell one's own lost reply from a rival by the write id.
+    WriteId,
+    /// Append an entry of one's own before anything else.
+    Fence,
 }
 
 impl Context {
+    #[cfg(test)]
+    fn keeps(&self, rule: Rule) -> bool {
+        self.without != Some(rule)
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self)] // simulations give it a meaning
+    const fn keeps(&self, _: Rule) -> bool {
+        true
+    }
+
     fn track(&self) -> Track {
         Track {
             store: self.store.clone(),
@@ -111,3 +138,8 @@ impl Context {
         Err(Error::damaged(name, "it belongs under another name"))
     }
 }
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

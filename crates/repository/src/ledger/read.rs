@@ -7,7 +7,7 @@ use super::fold::{EpochSummary, Fold, decode_body};
 use super::holder::Presence;
 use super::message::CheckpointMessage;
 use super::protocol::reading_holds;
-use super::{Context, EntryBody, RESTARTS_MAX};
+use super::{Context, EntryBody, RESTARTS_MAX, Rule};
 use crate::numbered::{Chain, Collected, Item, decode_items};
 use crate::object::{ObjectKind, ObjectView, fetch};
 use crate::plan::LineageState;
@@ -81,7 +81,8 @@ impl LedgerReader {
             let got = self.collect_block(&mut chain).await;
             // Only now is it known whether what was read may be believed.
             self.floor = self.context.floor(self.floor).await?;
-            if !reading_holds(first, self.floor.lowest) {
+            let holds = reading_holds(first, self.floor.lowest);
+            if !holds && self.context.keeps(Rule::FloorAfterReading) {
                 restarts += 1;
                 if restarts > RESTARTS_MAX {
                     return Err(Error::refused(

@@ -5,6 +5,7 @@
 
 mod counting;
 mod error;
+mod fault;
 mod folder;
 mod memory;
 
@@ -18,6 +19,7 @@ use bytes::Bytes;
 
 pub use counting::{Counters, CountingStore, Usage};
 pub use error::{StoreError, StoreErrorKind};
+pub use fault::{FaultStore, Faults};
 pub use folder::FolderStore;
 pub use memory::MemoryStore;
 
