@@ -4,5 +4,7 @@ pub mod error;
 pub mod host;
 pub mod protect;
 pub mod restore;
+pub mod site;
 pub mod status;
 pub use error::{Error, Result};
+pub use site::Site;

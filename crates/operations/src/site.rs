@@ -6,7 +6,7 @@ use std::sync::Arc;
 use borealis_base::{Clock, Entropy, ErrorKind};
 use borealis_keys::FileKey;
 use borealis_repository::catalog::Cluster;
-use borealis_repository::store::{self, Absent, CountingStore};
+use borealis_repository::store::{self, Absent, Counters, CountingStore};
 use borealis_repository::{Environment, Lineage, Repository};
 
 use crate::error::{Error, Result};
@@ -19,6 +19,8 @@ pub struct Site {
     pub url: String,
     /// The key file that opened it.
     pub key_file: PathBuf,
+    /// Requests and bytes so far.
+    pub usage: Arc<Counters>,
 }
 
 impl Site {
@@ -31,9 +33,23 @@ impl Site {
     ) -> Result<Self> {
         let key = FileKey::read(&key_file).map_err(borealis_repository::Error::from)?;
         let store = store::open(url, Absent::Refuse).map_err(borealis_repository::Error::from)?;
-        let store = Arc::new(CountingStore::new(store));
-        let repository = Repository::open(Environment { store, clock, entropy }, &key).await?;
-        Ok(Self { repository, url: url.to_owned(), key_file })
+        let usage = Arc::new(Counters::default());
+        let store = Arc::new(CountingStore::new(store, usage.clone()));
+        let repository = Repository::open(
+            Environment {
+                store,
+                clock,
+                entropy,
+            },
+            &key,
+        )
+        .await?;
+        Ok(Self {
+            repository,
+            url: url.to_owned(),
+            key_file,
+            usage,
+        })
     }
 
     /// The clock.
@@ -59,7 +75,11 @@ impl Site {
                 let names: Vec<_> = clusters.into_iter().map(|cluster| cluster.name).collect();
                 Err(Error::with_hint(
                     ErrorKind::Usage,
-                    format!("repository {} holds several clusters: {}", self.url, names.join(", ")),
+                    format!(
+                        "repository {} holds several clusters: {}",
+                        self.url,
+                        names.join(", ")
+                    ),
                     "Name one with --cluster.",
                 ))
             }
@@ -75,7 +95,10 @@ impl Site {
 
     /// The newest lineage of a cluster.
     pub async fn lineage(&self, cluster: &Cluster) -> Result<Lineage> {
-        Ok(self.repository.lineage(cluster.newest_lineage().lineage).await?)
+        Ok(self
+            .repository
+            .lineage(cluster.newest_lineage().lineage)
+            .await?)
     }
 }
 

@@ -35,10 +35,19 @@ impl BlobStorer {
     pub fn new(parent: Option<&Manifest>) -> Self {
         let known = parent
             .map(|parent| {
-                parent.files().blobs.iter().map(|blob| (blob.name.clone(), blob.clone())).collect()
+                parent
+                    .files()
+                    .blobs
+                    .iter()
+                    .map(|blob| (blob.name.clone(), blob.clone()))
+                    .collect()
             })
             .unwrap_or_default();
-        Self { packer: BlobPacker::new(Compression::Zstd(BLOB_LEVEL)), known, kept: Vec::new() }
+        Self {
+            packer: BlobPacker::new(Compression::Zstd(BLOB_LEVEL)),
+            known,
+            kept: Vec::new(),
+        }
     }
 
     /// Adds the files of `blobs`, below `data_dir`. One that has vanished is left out: the server
@@ -64,7 +73,8 @@ impl BlobStorer {
             if listed.bytes <= READ_AT_ONCE_MAX {
                 let mut content = Vec::with_capacity(listed.bytes as usize);
                 file.read_to_end(&mut content).at("read", &path)?;
-                self.add(&listed.path, listed.mode, content.into(), packs).await?;
+                self.add(&listed.path, listed.mode, content.into(), packs)
+                    .await?;
             } else {
                 self.add_large(listed, &path, file, packs).await?;
             }
@@ -116,7 +126,11 @@ impl BlobStorer {
     fn begin(&mut self, name: &str, mode: u32) {
         // A restore gives files the time of the restore; the server looks at no file's time.
         let modified = Timestamp(0);
-        self.packer.begin(BlobMeta { name: name.to_owned(), mode, modified });
+        self.packer.begin(BlobMeta {
+            name: name.to_owned(),
+            mode,
+            modified,
+        });
     }
 
     /// Every blob, once the packs they lie in are full or finished.

@@ -35,6 +35,9 @@ pub struct ForkPlan {
     pub pages: u32,
     /// Pages to read; the others are inherited.
     pub read: RoaringBitmap,
+    /// Nothing may be inherited from this page on: the fork was created or cut there meanwhile. Said
+    /// beside `read`, so that a page that is neither read nor inherited is found out.
+    pub limit: Option<u32>,
 }
 
 /// What a base backup does.
@@ -114,7 +117,17 @@ pub fn plan(listing: &[Listed], sizes: Sizes, changes: Option<(&Before, &ChangeM
         let Some((_, first)) = segments.first() else {
             continue;
         };
-        let read = read_for(key, pages, &first.path, sizes, changes);
+        let facts = facts(key, pages, &first.path, sizes, changes);
+        let read = facts
+            .as_ref()
+            .map_or_else(|| (0..pages).collect(), read_set);
+        let limit = facts.and_then(|facts| {
+            if facts.widened {
+                Some(0)
+            } else {
+                facts.own.limit
+            }
+        });
         plan.page_bytes += read.len() * u64::from(sizes.page_bytes);
         plan.forks.push(ForkPlan {
             path: first.path.clone(),
@@ -122,6 +135,7 @@ pub fn plan(listing: &[Listed], sizes: Sizes, changes: Option<(&Before, &ChangeM
             mode: first.mode,
             pages,
             read,
+            limit,
         });
     }
     plan
@@ -144,16 +158,15 @@ fn length(segments: &[(RelationFile, &Listed)], sizes: Sizes) -> Option<u32> {
     u32::try_from(pages).ok()
 }
 
-fn read_for(
+/// What is known of a fork; `None` where nothing can be inherited because nothing came before.
+fn facts<'a>(
     key: ForkKey,
     pages: u32,
     path: &str,
     sizes: Sizes,
-    changes: Option<(&Before, &ChangeMap)>,
-) -> RoaringBitmap {
-    let Some((before, changes)) = changes else {
-        return (0..pages).collect();
-    };
+    changes: Option<(&Before, &'a ChangeMap)>,
+) -> Option<ForkFacts<'a>> {
+    let (before, changes) = changes?;
     let change = |fork: Fork| {
         changes
             .fork(&ForkKey {
@@ -168,7 +181,7 @@ fn read_for(
     let widened = changes.is_everything()
         || changes.resets().contains(&key.relation.database_files())
         || changes.widened_databases().contains(&key.relation.database);
-    read_set(&ForkFacts {
+    Some(ForkFacts {
         fork: key.fork,
         pages_before: before.lengths.get(path).copied(),
         pages_now: pages,

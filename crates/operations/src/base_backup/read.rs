@@ -94,7 +94,10 @@ pub async fn read_pages(
             return Err(interrupted());
         }
         let done = done.map_err(|error| {
-            Error::new(borealis_base::ErrorKind::Bug, format!("a reader ended: {error}"))
+            Error::new(
+                borealis_base::ErrorKind::Bug,
+                format!("a reader ended: {error}"),
+            )
         })??;
         read.runs.extend(packs.push_pages(done.pages).await?);
         read.damaged.extend(done.damaged);
@@ -147,18 +150,40 @@ fn read_frame(place: &PagePlace, job: FrameJob) -> Result<FrameDone> {
         }
         Ok(())
     };
-    reader.read(job.key.relation, job.key.fork, &ranges(&job.blocks), &mut sink)?;
+    reader.read(
+        job.key.relation,
+        job.key.fork,
+        &ranges(&job.blocks),
+        &mut sink,
+    )?;
     if content.len() != job.blocks.len() * page_bytes {
         return Err(Error::new(
             borealis_base::ErrorKind::Bug,
-            format!("{} pages of {} were read as {} bytes", job.blocks.len(), job.path, content.len()),
+            format!(
+                "{} pages of {} were read as {} bytes",
+                job.blocks.len(),
+                job.path,
+                content.len()
+            ),
         ));
     }
-    let pages: Vec<(u32, &[u8])> =
-        job.blocks.iter().copied().zip(content.chunks_exact(page_bytes)).collect();
-    let prepared =
-        prepare_pages(job.number, place.sizes.page_bytes, &pages, Compression::Zstd(PAGE_LEVEL))?;
-    Ok(FrameDone { pages: prepared, count: pages.len() as u64, damaged })
+    let pages: Vec<(u32, &[u8])> = job
+        .blocks
+        .iter()
+        .copied()
+        .zip(content.chunks_exact(page_bytes))
+        .collect();
+    let prepared = prepare_pages(
+        job.number,
+        place.sizes.page_bytes,
+        &pages,
+        Compression::Zstd(PAGE_LEVEL),
+    )?;
+    Ok(FrameDone {
+        pages: prepared,
+        count: pages.len() as u64,
+        damaged,
+    })
 }
 
 /// The zstd level for pages.

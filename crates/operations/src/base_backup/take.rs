@@ -126,10 +126,16 @@ async fn take_between(
     check_identity(job, &facts, &control)?;
     let (listing, listed) = list(job.data_dir, control.version).await?;
     let (parent, changes) = inherit(job, start).await?;
-    let sizes =
-        Sizes { page_bytes: control.page_size, segment_pages: control.relation_segment_pages };
+    let sizes = Sizes {
+        page_bytes: control.page_size,
+        segment_pages: control.relation_segment_pages,
+    };
     let before = parent.as_deref().map(lengths_before).unwrap_or_default();
-    let mut plan = plan(&listed, sizes, changes.as_ref().map(|changes| (&before, changes)));
+    let mut plan = plan(
+        &listed,
+        sizes,
+        changes.as_ref().map(|changes| (&before, changes)),
+    );
     let place = PagePlace {
         data_dir: job.data_dir.to_owned(),
         tablespace_directory: control.version.tablespace_directory(),
@@ -147,9 +153,12 @@ async fn take_between(
     let read = gathering.add_pages(job, &place, &plan).await?;
     gathering.add_files(job, &plan).await?;
     let (control_bytes, _) = read_control_file(job.data_dir).await?;
-    gathering.add_blob("global/pg_control", control_bytes.into()).await?;
+    gathering
+        .add_blob("global/pg_control", control_bytes.into())
+        .await?;
     let catalog =
-        borealis_pg_server::catalog::read(session.link(), &facts.databases, &facts.settings).await?;
+        borealis_pg_server::catalog::read(session.link(), &facts.databases, &facts.settings)
+            .await?;
     if session.is_lost() {
         return Err(Error::new(
             ErrorKind::Unreachable,
@@ -157,9 +166,13 @@ async fn take_between(
         ));
     }
     let stop = session.stop().await?;
-    gathering.add_blob("backup_label", stop.label.into()).await?;
+    gathering
+        .add_blob("backup_label", stop.label.into())
+        .await?;
     if !stop.tablespace_map.is_empty() {
-        gathering.add_blob("tablespace_map", stop.tablespace_map.into()).await?;
+        gathering
+            .add_blob("tablespace_map", stop.tablespace_map.into())
+            .await?;
     }
     job.progress.phase("waiting for log", Unit::Items, None);
     job.log.durable_past(stop.position).await?;
@@ -168,8 +181,13 @@ async fn take_between(
         [0, 1, 2].map(|file| facts.config_files.get(file).and_then(Option::as_deref)),
         &LocalFiles,
     )?;
-    let mut state =
-        ServerState::new(&facts, &control, catalog, config, (job.data_dir.to_owned(), listing.mode));
+    let mut state = ServerState::new(
+        &facts,
+        &control,
+        catalog,
+        config,
+        (job.data_dir.to_owned(), listing.mode),
+    );
     state.damaged.clone_from(&read.damaged);
     let info = BaseBackupInfo {
         branch: start.branch,
@@ -203,7 +221,11 @@ impl Gathering {
         let blobs = BlobStorer::new(parent.as_deref());
         let builder = parent.map_or_else(ManifestBuilder::first, ManifestBuilder::next);
         let packs = PackWriter::new(job.target.clone(), builder.pack_numbers());
-        Self { builder, packs, blobs }
+        Self {
+            builder,
+            packs,
+            blobs,
+        }
     }
 
     async fn add_pages(
@@ -222,11 +244,14 @@ impl Gathering {
                 length: fork.pages,
                 mode: fork.mode,
             });
+            if let Some(limit) = fork.limit {
+                self.builder.limit(number, limit);
+            }
             forks.push((number, fork.clone()));
         }
-        job.progress.phase("pages", Unit::Bytes, Some(plan.page_bytes));
-        let mut read =
-            read_pages(place, &forks, &mut self.packs, job.progress, job.cancel).await?;
+        job.progress
+            .phase("pages", Unit::Bytes, Some(plan.page_bytes));
+        let mut read = read_pages(place, &forks, &mut self.packs, job.progress, job.cancel).await?;
         self.builder.place(std::mem::take(&mut read.runs));
         Ok(read)
     }
@@ -235,7 +260,13 @@ impl Gathering {
         let total = plan.blobs.iter().map(|blob| blob.bytes).sum();
         job.progress.phase("files", Unit::Bytes, Some(total));
         self.blobs
-            .add_files(job.data_dir, &plan.blobs, &mut self.packs, job.progress, job.cancel)
+            .add_files(
+                job.data_dir,
+                &plan.blobs,
+                &mut self.packs,
+                job.progress,
+                job.cancel,
+            )
             .await
     }
 
@@ -249,7 +280,8 @@ impl Gathering {
         listing: &Listing,
         info: BaseBackupInfo,
     ) -> Result<(Manifest, u64)> {
-        self.builder.add_blobs(self.blobs.finish(&mut self.packs).await?);
+        self.builder
+            .add_blobs(self.blobs.finish(&mut self.packs).await?);
         for directory in &listing.directories {
             self.builder.add_directory(Directory {
                 name: directory.path.clone(),
@@ -310,11 +342,11 @@ async fn inherit(
 ) -> Result<(Option<Arc<Manifest>>, Option<ChangeMap>)> {
     let usable = job.parent.clone().filter(|parent| {
         let info = parent.info();
-        info.branch == start.branch
-            && info.rule_set == RULE_SET
-            && info.start <= start.position
+        info.branch == start.branch && info.rule_set == RULE_SET && info.start <= start.position
     });
-    let Some(parent) = usable else { return Ok((None, None)) };
+    let Some(parent) = usable else {
+        return Ok((None, None));
+    };
     match job.log.changes(start, parent.info().start).await? {
         Some(changes) => Ok((Some(parent), Some(changes))),
         None => Ok((None, None)),
@@ -323,16 +355,17 @@ async fn inherit(
 
 fn lengths_before(parent: &Manifest) -> Before {
     let files = parent.files().page_files.values();
-    Before { lengths: files.map(|file| (file.name.clone(), file.length)).collect() }
+    Before {
+        lengths: files.map(|file| (file.name.clone(), file.length)).collect(),
+    }
 }
 
 async fn list(data_dir: &Path, version: Version) -> Result<(Listing, Vec<Listed>)> {
     let data_dir = data_dir.to_owned();
-    let listing = tokio::task::spawn_blocking(move || {
-        walk(&data_dir, &version.tablespace_directory())
-    })
-    .await
-    .map_err(|error| Error::new(ErrorKind::Bug, format!("the listing ended: {error}")))??;
+    let listing =
+        tokio::task::spawn_blocking(move || walk(&data_dir, &version.tablespace_directory()))
+            .await
+            .map_err(|error| Error::new(ErrorKind::Bug, format!("the listing ended: {error}")))??;
     for (path, reason) in &listing.skipped {
         tracing::warn!(path, reason, "not part of the base backup");
     }

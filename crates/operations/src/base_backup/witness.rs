@@ -42,10 +42,15 @@ pub(super) fn widen_suspects(
         left -= blocks.len() as u32;
         let ranges: Vec<_> = blocks.iter().map(|block| *block..block + 1).collect();
         let mut suspect = false;
-        reader.read(fork.key.relation, fork.key.fork, &ranges, &mut |_, found, _| {
-            suspect |= contradicts(found, since, place.start);
-            Ok(())
-        })?;
+        reader.read(
+            fork.key.relation,
+            fork.key.fork,
+            &ranges,
+            &mut |_, found, _| {
+                suspect |= contradicts(found, since, place.start);
+                Ok(())
+            },
+        )?;
         if suspect {
             tracing::error!(
                 path = fork.path,
@@ -109,15 +114,23 @@ mod tests {
 
     #[test]
     fn only_pages_that_are_not_read_anyway_are_sampled() {
-        let relation = Relation { tablespace: 1663, database: 5, number: 1 };
+        let relation = Relation {
+            tablespace: 1663,
+            database: 5,
+            number: 1,
+        };
         let mut read = RoaringBitmap::new();
         read.insert_range(0..5_000);
         let fork = ForkPlan {
             path: "base/5/1".into(),
-            key: ForkKey { relation, fork: Fork::Main },
+            key: ForkKey {
+                relation,
+                fork: Fork::Main,
+            },
             mode: 0o600,
             pages: 10_000,
             read,
+            limit: None,
         };
         let blocks = sample(&fork, &SeededEntropy::new(7), 100);
         assert!(!blocks.is_empty());

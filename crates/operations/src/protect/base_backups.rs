@@ -9,6 +9,7 @@ use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
 use borealis_repository::ledger::{BaseBackup, EntryBody};
+use borealis_repository::numbered::Patience;
 use borealis_repository::pages::fetch::Fetcher;
 use borealis_repository::pages::manifest::Manifest;
 use borealis_repository::pages::pack::{PACK_BYTES_MAX, PackTarget};
@@ -106,6 +107,7 @@ impl BaseBackups<'_> {
             key: self.lineage.keys().current().clone(),
             entropy: self.lineage.entropy().clone(),
             pack_bytes_max: PACK_BYTES_MAX,
+            patience: Patience::default(),
         };
         let began = self.lineage.clock().elapsed();
         let taken = take(&Job {

@@ -2,7 +2,9 @@
 //! last, when everything else is durable.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::fs::{
+    DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,7 +41,10 @@ pub fn check_tablespaces(manifest: &Manifest, mapping: &[(PathBuf, PathBuf)]) ->
         if !links.iter().any(|link| Path::new(&link.target) == old) {
             return Err(Error::new(
                 ErrorKind::Usage,
-                format!("--tablespace-mapping: no tablespace of the backup lies at {}", old.display()),
+                format!(
+                    "--tablespace-mapping: no tablespace of the backup lies at {}",
+                    old.display()
+                ),
             ));
         }
     }
@@ -100,17 +105,21 @@ impl Tree<'_> {
     /// Puts the control file in place, with everything else durable and owned before it.
     pub async fn finish(&self, reader: &Arc<PageReader>, progress: &dyn Progress) -> Result<()> {
         let manifest = reader.manifest();
-        let control = manifest.files().blobs.iter().find(|blob| blob.name == CONTROL_FILE);
+        let control = manifest
+            .files()
+            .blobs
+            .iter()
+            .find(|blob| blob.name == CONTROL_FILE);
         let control = control.ok_or_else(|| {
-            Error::new(ErrorKind::Damaged, format!("{} holds no control file", manifest.name()))
+            Error::new(
+                ErrorKind::Damaged,
+                format!("{} holds no control file", manifest.name()),
+            )
         })?;
         let roots = self.roots(manifest);
         progress.phase("syncing", Unit::Items, None);
         let owner = self.owner.map(|user| (user.uid, user.gid));
-        blocking(move || {
-            roots.iter().try_for_each(|root| settle(root, owner))
-        })
-        .await?;
+        blocking(move || roots.iter().try_for_each(|root| settle(root, owner))).await?;
         let staged = format!("{CONTROL_FILE}.borealis");
         self.write_blob(reader, control, &staged).await?;
         let (from, to) = (self.target.join(&staged), self.target.join(CONTROL_FILE));
@@ -177,7 +186,10 @@ impl Tree<'_> {
         let mut map = TablespaceMap::parse(content)?;
         for (_, path) in &mut map.entries {
             let source = PathBuf::from(std::ffi::OsString::from_vec(path.clone()));
-            *path = mapped(self.mapping, &source).as_os_str().as_bytes().to_vec();
+            *path = mapped(self.mapping, &source)
+                .as_os_str()
+                .as_bytes()
+                .to_vec();
         }
         Ok(map.to_bytes())
     }
@@ -222,7 +234,10 @@ impl PageSink for FileSink {
             let segment = number / self.segment_pages;
             if open.as_ref().is_none_or(|(at, ..)| *at != segment) {
                 let path = self.segment(file, segment);
-                let opened = OpenOptions::new().write(true).open(&path).at("open", &path)?;
+                let opened = OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .at("open", &path)?;
                 open = Some((segment, opened, path));
             }
             if let Some((_, opened, path)) = &open {
@@ -249,7 +264,8 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<()> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).at("set the mode of", path)
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .at("set the mode of", path)
 }
 
 /// A new, empty file in place of whatever an unfinished restore left there.
@@ -274,7 +290,9 @@ pub fn write_file(path: &Path, content: &[u8], owner: Option<&SystemUser>) -> Re
 }
 
 fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).at("sync", path)
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .at("sync", path)
 }
 
 /// Gives everything below `root` to its owner and makes it durable, files before their directories.
@@ -306,7 +324,9 @@ fn settle(root: &Path, owner: Option<(u32, u32)>) -> Result<()> {
             .map(|files| scope.spawn(move || files.iter().try_for_each(|file| sync(file))))
             .collect();
         workers.into_iter().try_for_each(|worker| {
-            worker.join().map_err(|_| Error::new(ErrorKind::Bug, "a syncing thread ended"))?
+            worker
+                .join()
+                .map_err(|_| Error::new(ErrorKind::Bug, "a syncing thread ended"))?
         })
     })?;
     for directory in directories.iter().rev() {

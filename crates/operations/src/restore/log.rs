@@ -30,8 +30,11 @@ pub async fn lay_out(
 ) -> Result<()> {
     let total = pieces.iter().map(|part| part.to.since(part.from)).sum();
     progress.phase("log", Unit::Bytes, Some(total));
-    let reader =
-        LogReader::new(lineage.store().clone(), lineage.keys().clone(), lineage.id());
+    let reader = LogReader::new(
+        lineage.store().clone(),
+        lineage.keys().clone(),
+        lineage.id(),
+    );
     let mut log = std::pin::pin!(reader.stream(pieces, PREFETCH));
     let mut open: Option<(Branch, u64, File, PathBuf)> = None;
     while let Some(part) = log.try_next().await? {
@@ -39,7 +42,9 @@ pub async fn lay_out(
         let mut bytes = &part.bytes[..];
         while !bytes.is_empty() {
             let number = size.number_of(position);
-            let same = open.as_ref().is_some_and(|(branch, at, ..)| (*branch, *at) == (part.branch, number));
+            let same = open
+                .as_ref()
+                .is_some_and(|(branch, at, ..)| (*branch, *at) == (part.branch, number));
             if !same {
                 open = Some(segment(directory, part.branch, number, size)?);
             }
@@ -92,15 +97,23 @@ pub async fn write_segment(
 ) -> Result<()> {
     let staged = target.with_extension("borealis");
     let file = new_file(&staged, 0o600)?;
-    file.set_len(size.bytes()).at("set the length of", &staged)?;
-    let reader =
-        LogReader::new(lineage.store().clone(), lineage.keys().clone(), lineage.id());
+    file.set_len(size.bytes())
+        .at("set the length of", &staged)?;
+    let reader = LogReader::new(
+        lineage.store().clone(),
+        lineage.keys().clone(),
+        lineage.id(),
+    );
     let mut log = std::pin::pin!(reader.stream(pieces, PREFETCH));
     while let Some(part) = log.try_next().await? {
         if part.position < start {
-            return Err(Error::new(ErrorKind::Bug, "log before the segment was read"));
+            return Err(Error::new(
+                ErrorKind::Bug,
+                "log before the segment was read",
+            ));
         }
-        file.write_all_at(&part.bytes, part.position.since(start)).at("write", &staged)?;
+        file.write_all_at(&part.bytes, part.position.since(start))
+            .at("write", &staged)?;
     }
     file.sync_all().at("sync", &staged)?;
     std::fs::rename(&staged, target).at("put in place", target)

@@ -35,7 +35,11 @@ pub fn log_format(server: &ServerState) -> Option<LogFormat> {
 impl<'a> LogLookup<'a> {
     /// Looks into the log that `state` describes.
     pub fn new(lineage: &'a Lineage, state: &'a LineageState, format: LogFormat) -> Self {
-        Self { lineage, state, format }
+        Self {
+            lineage,
+            state,
+            format,
+        }
     }
 
     fn reader(&self) -> LogReader {
@@ -72,7 +76,10 @@ impl Lookup for LogLookup<'_> {
                 if let LogEvent::Record(record) = event
                     && record.end <= through
                 {
-                    last = Some(RecordSpan { start: record.start, end: record.end });
+                    last = Some(RecordSpan {
+                        start: record.start,
+                        end: record.end,
+                    });
                 }
             });
         }
