@@ -6,5 +6,6 @@ pub mod protect;
 pub mod restore;
 pub mod site;
 pub mod status;
+pub mod wal_fetch;
 pub use error::{Error, Result};
 pub use site::Site;
