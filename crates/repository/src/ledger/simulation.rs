@@ -239,7 +239,11 @@ fn check_reading(reader: &LedgerReader, before: &BTreeMap<u64, ([u8; 32], u64)>)
     }
     // Each entry was written by someone who knew every entry before it.
     for piece in &reader.state().pieces {
-        assert_eq!(piece.start.0 + 1, piece.entry, "its writer knew another ledger");
+        assert_eq!(
+            piece.start.0 + 1,
+            piece.entry,
+            "its writer knew another ledger"
+        );
     }
 }
 
