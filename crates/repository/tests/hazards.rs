@@ -380,3 +380,45 @@ async fn a_repository_in_a_folder_is_there_after_a_restart() {
     let reader = lineage.reader().await.unwrap();
     assert_eq!(reader.head(), (entry.number, entry.head_digest));
 }
+
+#[tokio::test]
+async fn every_object_can_be_inspected_with_and_without_keys() {
+    use borealis_repository::inspect::{Inspectors, inspect};
+    let (store, key) = furnished().await;
+    let repository = Repository::open(environment(store.clone(), 2), &key)
+        .await
+        .unwrap();
+    let cluster = repository.cluster("shop").await.unwrap();
+    let lineage = repository
+        .lineage(cluster.newest_lineage().lineage)
+        .await
+        .unwrap();
+    let mut kinds = std::collections::BTreeSet::new();
+    for object in store.list("").await.unwrap() {
+        let bytes = store.read(&object.name).await.unwrap();
+        let shown = inspect(&object.name, bytes.clone(), None, &Inspectors::default()).unwrap();
+        kinds.insert(shown["kind"].as_str().unwrap().to_owned());
+        let text = shown.to_string();
+        assert!(!text.contains("shop") && !text.contains("note"), "{text}");
+        let ours = object.name.contains(&lineage.id().to_string());
+        if ours && shown["kind"] != "key ring" {
+            let keys = Some(lineage.keys().as_ref());
+            let shown = inspect(&object.name, bytes, keys, &Inspectors::default()).unwrap();
+            assert_eq!(shown["authenticated"], true);
+            if shown["kind"] == "pin" && shown["content"]["number"] == 1 {
+                let created = &shown["content"]["body"]["created"];
+                assert_eq!(created["name"], "one");
+                assert_eq!(created["last_record"]["end"], "0/2");
+            }
+        }
+    }
+    let expected = [
+        "catalog entry",
+        "descriptor",
+        "epoch",
+        "key ring",
+        "ledger entry",
+        "pin",
+    ];
+    assert!(kinds.iter().map(String::as_str).eq(expected), "{kinds:?}");
+}
