@@ -1,5 +1,7 @@
 //! What a store, a rival, a wrong key or an attacker can do to a repository, seen from outside.
 
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
 use std::sync::Arc;
 
 use borealis_base::{
