@@ -20,7 +20,7 @@ impl Entropy for SystemEntropy {
     }
 }
 
-/// A reproducible generator (SplitMix64) for tests and simulations. Never for keys.
+/// A reproducible generator (`SplitMix64`) for tests and simulations. Never for keys.
 #[derive(Debug)]
 pub struct SeededEntropy(AtomicU64);
 

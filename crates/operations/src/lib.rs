@@ -1,1 +1,10 @@
 //! Joins a server to a repository.
+pub mod base_backup;
+pub mod error;
+pub mod host;
+pub mod protect;
+pub mod restore;
+pub mod site;
+pub mod status;
+pub use error::{Error, Result};
+pub use site::Site;

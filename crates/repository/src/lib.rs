@@ -17,6 +17,7 @@ pub mod inspect;
 mod keyring;
 pub mod layout;
 pub mod ledger;
+pub mod log;
 pub mod numbered;
 pub mod object;
 pub mod open;
@@ -24,6 +25,7 @@ pub mod pages;
 pub mod pins;
 pub mod plan;
 pub mod store;
+pub mod verify;
 pub mod wire;
 
 pub use catalog::{Cluster, Lineage, Parent};

@@ -100,6 +100,7 @@ impl Fold {
                 last_record: piece.last_record,
                 resume_at: piece.resume_at,
                 stored_bytes: item.object_len,
+                head_digest: item.digest,
             }),
             EntryBody::BaseBackup(backup) => state.base_backups.push(BaseBackupSummary {
                 entry,

@@ -52,6 +52,11 @@ impl LedgerReader {
         &self.fold.state
     }
 
+    /// The lowest entry that is kept.
+    pub fn lowest(&self) -> u64 {
+        self.floor.lowest.max(1)
+    }
+
     /// The epochs whose writers have opened, in order.
     pub fn epochs(&self) -> &[EpochSummary] {
         &self.fold.epochs

@@ -362,18 +362,24 @@ impl PageMap {
         self.runs.iter().filter(|run| run.at == Location::Zero)
     }
 
-    /// Every frame that holds a current page, by pack, in order and once each: the reading order of
-    /// a restore.
-    pub fn frames_by_pack(&self) -> BTreeMap<u32, Vec<u32>> {
-        let mut by_pack: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    /// Every frame that holds a current page, by pack, in order and once each, with how many of its
+    /// pages are current: the reading order of a restore.
+    pub fn frames_by_pack(&self) -> BTreeMap<u32, Vec<(u32, u32)>> {
+        let mut by_pack: BTreeMap<u32, Vec<(u32, u32)>> = BTreeMap::new();
         for run in &self.runs {
             if let Location::Frame { pack, frame } = run.at {
-                by_pack.entry(pack).or_default().push(frame);
+                by_pack.entry(pack).or_default().push((frame, run.count));
             }
         }
         for frames in by_pack.values_mut() {
             frames.sort_unstable();
-            frames.dedup();
+            frames.dedup_by(|next, kept| {
+                let same = next.0 == kept.0;
+                if same {
+                    kept.1 = kept.1.saturating_add(next.1);
+                }
+                same
+            });
         }
         by_pack
     }
@@ -611,7 +617,7 @@ mod tests {
         let map = PageMap::new(BTreeMap::from([(1, 4)]), runs).unwrap();
         assert_eq!(
             map.frames_by_pack(),
-            BTreeMap::from([(0, vec![5]), (2, vec![0, 1])])
+            BTreeMap::from([(0, vec![(5, 1)]), (2, vec![(0, 1), (1, 2)])])
         );
         assert_eq!(map.use_by_pack()[&2].live_pages, 3);
     }

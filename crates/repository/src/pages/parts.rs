@@ -319,7 +319,7 @@ mod tests {
                 }
                 for (pack, pages) in &parts.usage {
                     let live = model.values().filter(|at| matches!(at, Location::Frame { pack: p, .. } if p == pack)).count();
-                    prop_assert_eq!(*pages, live as i64);
+                    prop_assert_eq!(u64::try_from(*pages), Ok(live as u64));
                 }
             }
         }

@@ -1,8 +1,32 @@
 //! What can be restored, and how: pure functions over [`LineageState`].
+//!
+//! ```text
+//! LineageState ── Coverage ──> windows             what can be restored
+//!              └─ settlements ─> locate / resolve  which record a time or a position means
+//!                               └> plan_restore    which base backup and which log reach it
+//! ```
+//!
+//! One function, [`Coverage`], decides what log is there without a break, for all of them.
 
+pub mod coverage;
+pub mod resolve;
+pub mod restore;
+pub mod settlement;
 pub mod state;
+pub mod windows;
 
+#[cfg(test)]
+mod tests;
+
+pub use coverage::{Coverage, Leg, Stretch};
+pub use resolve::{
+    Located, Lookup, Notice, PlanError, RecordSearch, ResolvedTarget, StepSearch, Target, locate,
+    newest_branch, resolve,
+};
+pub use restore::{LogRange, PieceRange, RestorePlan, plan_restore, plan_to, what_a_pin_needs};
+pub use settlement::{Settlement, settlements};
 pub use state::{
     BaseBackupSummary, BranchSummary, GapSummary, LineageState, ObjectRef, PieceSummary,
     PinSummary, RecordSpan, SettledSummary,
 };
+pub use windows::{Edge, KnownSteps, Window, steps_wanted, windows, windows_with};

@@ -44,6 +44,8 @@ pub struct PieceSummary {
     pub resume_at: Position,
     /// Size of the stored entry.
     pub stored_bytes: u64,
+    /// SHA-256 of the stored entry's head, which binds every frame.
+    pub head_digest: [u8; 32],
 }
 
 /// A base backup.

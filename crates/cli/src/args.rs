@@ -1,0 +1,342 @@
+//! The command line: every command and option, with the text that `--help` shows. Values are parsed
+//! here as far as they can be without looking at anything.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use borealis_base::{ByteLen, parse_duration};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Continuous backup of PostgreSQL into a repository, and exact restore to any second.
+#[derive(Debug, Parser)]
+#[command(
+    name = "borealis",
+    version,
+    disable_help_subcommand = true,
+    after_help = "A first run:\n  \
+        borealis init    --repository /srv/backup --key-file ~/borealis.key\n  \
+        borealis check   --source 'host=/var/run/postgresql user=postgres'\n  \
+        borealis protect --source 'host=/var/run/postgresql user=postgres'\n  \
+        borealis restore --to '10 minutes ago' --target-dir /srv/restored --start\n\n\
+        Exit codes: 0 done, 1 defect, 2 usage, 3 refused, 4 not found, 5 unreachable, 6 damaged, \
+        7 fenced, 8 interrupted, 9 lag beyond --fail-if-lag"
+)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Where backups are kept: a folder, as a path or file:///path
+    #[arg(long, global = true, env = "BOREALIS_REPOSITORY", value_name = "URL")]
+    pub repository: Option<String>,
+    /// The file that holds the repository's key
+    #[arg(long, global = true, env = "BOREALIS_KEY_FILE", value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// The configuration file [default: ~/.config/borealis/config.toml, then /etc/borealis/config.toml]
+    #[arg(long, global = true, env = "BOREALIS_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log what is done, to standard error; twice for more
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// How to reach the server.
+#[derive(Debug, Clone, Args)]
+pub struct SourceArgs {
+    /// The server, as a libpq connection string or postgresql:// URI without a password
+    #[arg(long, value_name = "DSN", env = "BOREALIS_SOURCE")]
+    pub source: Option<String>,
+    /// The server's data directory on this machine [default: what the server says]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Which cluster of the repository.
+#[derive(Debug, Clone, Args)]
+pub struct ClusterArg {
+    /// The cluster's name in the repository; may be left out where there is one
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a repository and its key file
+    Init(Init),
+    /// Report every setting, grant and version that matters, with the SQL for what is missing
+    Check(SourceArgs),
+    /// Back up a server continuously until stopped
+    Protect(Protect),
+    /// Stop protecting a cluster: drop its replication slot and say so in the repository
+    Unprotect(Unprotect),
+    /// Show what is protected and to which moments it can be restored
+    Status(Status),
+    /// Restore a cluster to a moment, a position or a snapshot, into a new directory
+    Restore(Restore),
+    /// Name a moment to keep
+    Snapshot(Snapshot),
+    /// Check that what the repository holds can be restored
+    Verify(Verify),
+    /// Print an object of the repository as text
+    Inspect(Inspect),
+    /// Serve the log to a recovering server
+    Wal(Wal),
+}
+
+/// `borealis init`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  borealis init --repository /srv/backup --key-file ~/borealis.key\n\n\
+    Without the key file nobody can read the repository, you included: keep a copy elsewhere, or \
+    name a second recipient."
+)]
+pub struct Init {
+    /// A second key file that opens the repository too; made if it does not exist
+    #[arg(long, value_name = "FILE")]
+    pub recipient: Option<PathBuf>,
+}
+
+/// `borealis protect`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  borealis protect --source 'host=/var/run/postgresql user=postgres' --cluster sales"
+)]
+pub struct Protect {
+    /// The server.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// Take one base backup with the log it needs, then stop
+    #[arg(long)]
+    pub once: bool,
+    /// With --once: make no replication slot
+    #[arg(long, requires = "once")]
+    pub no_slot: bool,
+    /// How long log may wait before it is shipped
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub flush_interval: Duration,
+    /// Take a base backup when this much log has been written since the last one
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub base_backup_every_log: ByteLen,
+    /// Take a base backup at least this often, unless nothing was written
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
+    pub base_backup_every: Duration,
+    /// What goes first when log can't be shipped: the primary's disk, or unbroken history
+    #[arg(long, value_name = "WHAT", default_value = "primary")]
+    pub protect: Policy,
+    /// Take over from another protect that can't be asked to stop
+    #[arg(long)]
+    pub take_over: bool,
+}
+
+/// What goes first when the two conflict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Policy {
+    /// Let the replication slot go before it fills the primary's disk; the window gets a gap
+    Primary,
+    /// Keep the slot whatever it costs the primary
+    Continuity,
+}
+
+/// `borealis unprotect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  borealis unprotect --cluster sales\n\nThe backups stay.")]
+pub struct Unprotect {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// The server.
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+/// `borealis status`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  borealis status --cluster sales --fail-if-lag 60s")]
+pub struct Status {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// Exit with 9 if the latest restorable time is further behind than this
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub fail_if_lag: Option<Duration>,
+}
+
+/// `borealis restore`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    borealis restore --to '10 minutes ago' --target-dir /srv/restored --dry-run\n  \
+    borealis restore --to 2026-11-21T08:15:00.123456Z --target-dir /srv/restored --start --port 5433\n  \
+    borealis restore --to lsn:0/5000148 --target-dir /srv/restored\n  \
+    borealis restore --to snapshot:before-upgrade --target-dir /srv/restored")]
+pub struct Restore {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// TIME (RFC 3339, a local time, or '10 minutes ago'), lsn:X/Y, snapshot:NAME or latest
+    #[arg(long, value_name = "TARGET")]
+    pub to: String,
+    /// Where the restored data directory goes: absent, empty, or an unfinished restore of ours
+    #[arg(long, value_name = "DIR")]
+    pub target_dir: PathBuf,
+    /// Start the restored server and wait until it answers
+    #[arg(long)]
+    pub start: bool,
+    /// The port of the restored server
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// The system user who gets the files, when run as root [default: postgres]
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<String>,
+    /// Put a tablespace elsewhere; may be repeated
+    #[arg(long, value_name = "OLD=NEW", value_parser = parse_mapping)]
+    pub tablespace_mapping: Vec<(PathBuf, PathBuf)>,
+    /// Prepare a standby that goes on replaying, instead of a primary that stops at the target
+    #[arg(long, conflicts_with = "start")]
+    pub standby: bool,
+    /// Print the plan and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `borealis snapshot`.
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: SnapshotAction,
+}
+
+/// `borealis snapshot …`.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotAction {
+    /// Keep this moment, with every commit acknowledged before now
+    #[command(after_help = "Example:\n  borealis snapshot create before-upgrade --cluster sales")]
+    Create(SnapshotCreate),
+    /// List the snapshots
+    List(ClusterArg),
+    /// Forget a snapshot
+    Delete(SnapshotName),
+}
+
+/// `borealis snapshot create`.
+#[derive(Debug, Args)]
+pub struct SnapshotCreate {
+    /// Which.
+    #[command(flatten)]
+    pub snapshot: SnapshotName,
+    /// The server.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// `latest` keeps the last position that the repository holds, without asking the server
+    #[arg(long, value_name = "latest")]
+    pub at: Option<At>,
+    /// How long to wait for the log to be durable
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = parse_duration)]
+    pub timeout: Duration,
+}
+
+/// Where a snapshot is taken without the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum At {
+    /// The last durable position
+    Latest,
+}
+
+/// A snapshot of a cluster.
+#[derive(Debug, Args)]
+pub struct SnapshotName {
+    /// The snapshot's name
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+}
+
+/// `borealis verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  borealis verify --deep")]
+pub struct Verify {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// Read and authenticate every byte that a restore could need
+    #[arg(long)]
+    pub deep: bool,
+}
+
+/// `borealis inspect`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  borealis inspect lineages/7d0c…/ledger/000000000000/000000000001"
+)]
+pub struct Inspect {
+    /// The object's name in the repository, or a file that holds one
+    #[arg(value_name = "OBJECT")]
+    pub object: String,
+}
+
+/// `borealis wal`.
+#[derive(Debug, Args)]
+pub struct Wal {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: WalAction,
+}
+
+/// `borealis wal …`.
+#[derive(Debug, Subcommand)]
+pub enum WalAction {
+    /// PostgreSQL's restore_command: put the log file FILE at TARGET. Exits with 0 when done, 1 when
+    /// the restore is known not to need FILE, above 125 when it could not look
+    Fetch {
+        /// The file name that PostgreSQL asks for (%f)
+        file: String,
+        /// Where it goes (%p), relative to the data directory
+        target: PathBuf,
+    },
+}
+
+fn parse_mapping(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    match text.split_once('=') {
+        Some((old, new)) if old.starts_with('/') && new.starts_with('/') => {
+            Ok((old.into(), new.into()))
+        }
+        _ => Err(format!(
+            "`{text}` is not OLD=NEW with two absolute directories"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_declaration_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_mapping_needs_two_absolute_directories() {
+        assert!(parse_mapping("/a=/b").is_ok());
+        for text in ["/a", "=/b", "/a=", "a=/b", "/a=b"] {
+            assert!(parse_mapping(text).is_err(), "{text:?} was accepted");
+        }
+    }
+}

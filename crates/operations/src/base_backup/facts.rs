@@ -1,0 +1,120 @@
+//! What a base backup says of the server it was taken from, beside its pages: everything that a
+//! restore on another machine must know and that the data directory does not hold. Stored as JSON in
+//! the manifest; unknown fields are ignored, so that fields can be added.
+
+use std::path::PathBuf;
+
+use borealis_base::ErrorKind;
+use borealis_pg_format::control_file::ControlFile;
+use borealis_pg_server::catalog::CatalogFacts;
+use borealis_pg_server::data_dir::config_files::ConfigFiles;
+use borealis_pg_server::recovery::HostFacts;
+use borealis_pg_server::source::{Database, ServerFacts, Settings, Tablespace};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// A server at the time of a base backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerState {
+    /// The version as a number, such as 150018.
+    pub version: u32,
+    /// The version as the server writes it.
+    pub version_text: String,
+    /// The number `initdb` gave the cluster.
+    pub system_id: u64,
+    /// Bytes in a log segment.
+    pub wal_segment_bytes: u64,
+    /// Bytes in a page.
+    pub page_bytes: u32,
+    /// Pages in a file of a relation fork.
+    pub relation_segment_pages: u32,
+    /// Whether pages carry checksums.
+    pub data_checksums: bool,
+    /// The data directory's path on the source.
+    pub data_directory: PathBuf,
+    /// Permission bits of the data directory.
+    pub data_directory_mode: u32,
+    /// Settings.
+    pub settings: Settings,
+    /// Configuration files, wherever they lie, with all that they include.
+    pub config: ConfigFiles,
+    /// Tablespaces outside the data directory.
+    pub tablespaces: Vec<Tablespace>,
+    /// Databases.
+    pub databases: Vec<Database>,
+    /// Indexes that depend on collations, extensions, libraries.
+    pub catalog: CatalogFacts,
+    /// The machine.
+    pub host: HostFacts,
+    /// Pages that were damaged on the source, whose content is what was read.
+    #[serde(default)]
+    pub damaged: Vec<DamagedPage>,
+}
+
+/// A page that the source itself could not read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedPage {
+    /// The relation fork's path.
+    pub path: String,
+    /// The block.
+    pub block: u32,
+    /// What is wrong with it.
+    pub fault: String,
+}
+
+impl ServerState {
+    /// Puts together what the server says and what its control file says.
+    pub fn new(
+        facts: &ServerFacts,
+        control: &ControlFile,
+        catalog: CatalogFacts,
+        config: ConfigFiles,
+        data_directory: (PathBuf, u32),
+    ) -> Self {
+        Self {
+            version: facts.version,
+            version_text: facts.version_text.clone(),
+            system_id: facts.system_id,
+            wal_segment_bytes: facts.segment_bytes,
+            page_bytes: control.page_size,
+            relation_segment_pages: control.relation_segment_pages,
+            data_checksums: control.data_checksum_version != 0,
+            data_directory: data_directory.0,
+            data_directory_mode: data_directory.1,
+            settings: facts.settings.clone(),
+            config,
+            tablespaces: facts.tablespaces.clone(),
+            databases: facts.databases.clone(),
+            catalog,
+            host: HostFacts::of_this_machine(),
+            damaged: Vec::new(),
+        }
+    }
+
+    /// The major version.
+    pub fn major(&self) -> u32 {
+        self.version / 10_000
+    }
+
+    /// As it is stored.
+    pub fn encode(&self) -> Result<Bytes> {
+        serde_json::to_vec(self).map(Bytes::from).map_err(|error| {
+            Error::new(
+                ErrorKind::Bug,
+                format!("the server's state can't be written: {error}"),
+            )
+        })
+    }
+
+    /// Reads what was stored in `manifest`.
+    pub fn decode(manifest: &str, bytes: &[u8]) -> Result<Self> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!("the server's state in {manifest} can't be read: {error}"),
+            )
+        })
+    }
+}

@@ -1,0 +1,174 @@
+//! Takes base backups beside the capturing, when they are due.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use borealis_base::{ErrorKind, Progress, show_duration};
+use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::source::ServerFacts;
+use borealis_repository::Lineage;
+use borealis_repository::ledger::{BaseBackup, EntryBody};
+use borealis_repository::numbered::Patience;
+use borealis_repository::pages::fetch::Fetcher;
+use borealis_repository::pages::manifest::Manifest;
+use borealis_repository::pages::pack::{PACK_BYTES_MAX, PackTarget};
+use borealis_repository::plan::{BaseBackupSummary, LineageState};
+use tokio_util::sync::CancellationToken;
+
+use super::captured::Captured;
+use super::schedule::{Schedule, Since, due};
+use crate::base_backup::take::{Job, Taken, take};
+use crate::error::Result;
+
+/// How often it is looked whether one is due.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// The pause after one that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(30);
+
+/// When base backups are taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Trigger {
+    /// One, now.
+    Once,
+    /// As they become due.
+    Due(Schedule),
+}
+
+/// What they need.
+pub(super) struct BaseBackups<'a> {
+    pub(super) info: &'a ConnInfo,
+    pub(super) data_dir: &'a Path,
+    pub(super) lineage: &'a Lineage,
+    pub(super) facts: &'a ServerFacts,
+    pub(super) captured: &'a Captured,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) cancel: &'a CancellationToken,
+}
+
+impl BaseBackups<'_> {
+    /// Runs until cancelled by being dropped, or until the one that was asked for is taken.
+    pub(super) async fn run(&self, trigger: Trigger) -> Result<()> {
+        let schedule = match trigger {
+            Trigger::Once => return self.one(true).await,
+            Trigger::Due(schedule) => schedule,
+        };
+        let mut tick = tokio::time::interval(LOOK_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let state = self.captured.ledger.read(Clone::clone).await;
+            let since = self.since(&state);
+            let Some(reason) = due(&schedule, since.as_ref()) else {
+                continue;
+            };
+            tracing::info!(reason, "base backup begins");
+            // Nothing may be restorable yet, or no longer: then the checkpoint is not spread.
+            let fast = since.is_none();
+            if let Err(error) = self.one(fast).await {
+                if error.kind() != ErrorKind::Unreachable {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "base backup failed; tried again in {}", show_duration(RETRY_PAUSE));
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+
+    /// What has happened since the last base backup that the log leads on from.
+    fn since(&self, state: &LineageState) -> Option<Since> {
+        let last = usable(state)?;
+        let durable = self.captured.durable.borrow().position;
+        let segment = self.facts.segment_bytes;
+        let own_end = borealis_base::Position(last.end.0.next_multiple_of(segment));
+        let timeout = self
+            .facts
+            .settings
+            .number("checkpoint_timeout")
+            .unwrap_or(300);
+        Some(Since {
+            log: durable.since(last.start),
+            own_log: own_end.min(durable).since(last.start),
+            elapsed: self.lineage.clock().now().since(last.started_at),
+            checkpoint_timeout: Duration::from_secs(timeout.unsigned_abs()),
+        })
+    }
+
+    async fn one(&self, fast: bool) -> Result<()> {
+        let state = self.captured.ledger.read(Clone::clone).await;
+        let fetcher = Fetcher::new(self.lineage.store().clone(), self.lineage.keys().clone());
+        let parent = match usable(&state) {
+            Some(last) => Some(Arc::new(Manifest::load(&fetcher, &last.manifest).await?)),
+            None => None,
+        };
+        let target = PackTarget {
+            store: self.lineage.store().clone(),
+            lineage: self.lineage.id(),
+            key: self.lineage.keys().current().clone(),
+            entropy: self.lineage.entropy().clone(),
+            pack_bytes_max: PACK_BYTES_MAX,
+            patience: Patience::default(),
+        };
+        let began = self.lineage.clock().elapsed();
+        let taken = take(&Job {
+            info: self.info,
+            data_dir: self.data_dir,
+            system_id: self.facts.system_id,
+            parent,
+            fast,
+            target: &target,
+            fetcher: &fetcher,
+            log: self.captured,
+            clock: &**self.lineage.clock(),
+            progress: self.progress,
+            cancel: self.cancel,
+        })
+        .await?;
+        self.enter(&taken).await?;
+        let took = self.lineage.clock().elapsed().saturating_sub(began);
+        report(&taken, took);
+        Ok(())
+    }
+
+    async fn enter(&self, taken: &Taken) -> Result<()> {
+        let info = taken.manifest.info();
+        let body = EntryBody::BaseBackup(BaseBackup {
+            manifest: taken.manifest.object(),
+            branch: info.branch,
+            start: info.start,
+            end: info.end,
+            started_at: info.started_at,
+            ended_at: info.ended_at,
+            new_bytes: taken.new_bytes,
+            total_pages: taken.manifest.total_pages(),
+            rule_set: info.rule_set,
+            engine: bytes::Bytes::new(),
+        });
+        self.captured.ledger.append(&body, Vec::new()).await?;
+        Ok(())
+    }
+}
+
+/// The last base backup, if no gap came after it.
+fn usable(state: &LineageState) -> Option<&BaseBackupSummary> {
+    let last = state.base_backups.last()?;
+    let after_gap = state.gaps.last().is_none_or(|gap| gap.to <= last.start);
+    after_gap.then_some(last)
+}
+
+fn report(taken: &Taken, took: Duration) {
+    let info = taken.manifest.info();
+    tracing::info!(
+        start = %info.start, end = %info.end, pages_read = taken.pages_read, pages = taken.manifest.total_pages(),
+        new_bytes = taken.new_bytes, incremental = taken.incremental, took = show_duration(took),
+        "base backup complete"
+    );
+    for page in &taken.damaged {
+        tracing::error!(
+            path = page.path,
+            block = page.block,
+            fault = page.fault,
+            "damaged page on the source"
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! The captured log as a base backup sees it.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use borealis_base::{ErrorKind, Position};
+use borealis_keys::DataKeys;
+use borealis_pg_format::index::ChangeMap;
+use borealis_pg_server::backup::BackupStart;
+use borealis_repository::log::{LogReader, pieces_of};
+use borealis_repository::plan::Coverage;
+use borealis_repository::store::Store;
+use futures::{StreamExt, TryStreamExt};
+use tokio::sync::watch;
+
+use super::ledger::Ledger;
+use super::log_frame;
+use super::ship::Durable;
+use crate::base_backup::take::CapturedLog;
+use crate::error::{Error, Result};
+
+/// Log indexes read at a time.
+const INDEXES_AT_ONCE: usize = 8;
+
+/// Log that a shipper captures.
+pub struct Captured {
+    /// Where it is recorded.
+    pub ledger: Ledger,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The lineage's keys.
+    pub keys: Arc<DataKeys>,
+    /// The lineage.
+    pub lineage: borealis_base::LineageId,
+    /// How far it is durable.
+    pub durable: watch::Receiver<Durable>,
+}
+
+#[async_trait]
+impl CapturedLog for Captured {
+    async fn durable_past(&self, position: Position) -> Result<()> {
+        let mut durable = self.durable.clone();
+        durable
+            .wait_for(|durable| durable.position >= position)
+            .await
+            .map(|_| ())
+            .map_err(|_| Error::new(ErrorKind::Interrupted, "the log is no longer captured"))
+    }
+
+    async fn changes(&self, start: BackupStart, from: Position) -> Result<Option<ChangeMap>> {
+        let state = self.ledger.read(Clone::clone).await;
+        let pieces = match pieces_of(&state, start.branch, from, start.position) {
+            Ok(pieces) => pieces,
+            // A gap: what happened in it is not known, and everything is read again.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let reader = LogReader::new(self.store.clone(), self.keys.clone(), self.lineage);
+        let reader = &reader;
+        futures::stream::iter(pieces)
+            .map(|part| async move {
+                let stored = reader.piece(&part.piece).await?;
+                let bytes = stored.index().await?;
+                Ok::<_, Error>(log_frame::index(stored.head().name(), &bytes)?.change_map)
+            })
+            .buffered(INDEXES_AT_ONCE)
+            .try_fold(ChangeMap::new(), |mut all, piece| async move {
+                all.append(&piece);
+                Ok(all)
+            })
+            .await
+            .map(Some)
+    }
+
+    async fn begins_at(&self, start: BackupStart) -> Result<Option<Position>> {
+        let begin = |state: &borealis_repository::plan::LineageState| {
+            let coverage = Coverage::of(state, start.branch);
+            let holds = |stretch: &&borealis_repository::plan::Stretch| {
+                stretch.from <= start.position && start.position <= stretch.to
+            };
+            coverage
+                .stretches
+                .iter()
+                .find(holds)
+                .map(|stretch| stretch.from)
+        };
+        Ok(self.ledger.read(begin).await)
+    }
+}

@@ -1,0 +1,174 @@
+//! A socket by which other commands on this machine talk to a running `protect`.
+//!
+//! An idle server writes no log, and nothing is stored each second only to say so. When somebody asks
+//! (`status`, `restore --to '5 seconds ago'`), the running `protect` settles the present moment and
+//! stores that, and only then. One request and one answer a connection, each a line of JSON.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use borealis_base::{LineageId, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::{Error, FileContext, Result};
+
+/// Requests that may wait.
+const REQUESTS_MAX: usize = 16;
+/// Bytes of a request or an answer.
+const LINE_BYTES_MAX: u64 = 4096;
+/// How long a client waits for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Settle the present and store it.
+    Settle,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The latest restorable time, which the repository now holds; `None` if nothing is settled yet.
+    pub settled_through: Option<Timestamp>,
+}
+
+/// A request with the way to answer it. Dropping it answers that nothing could be done.
+#[derive(Debug)]
+pub struct Asked {
+    /// The request.
+    pub request: Request,
+    /// Takes the answer.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// Where the socket of a lineage lies on this machine.
+pub fn socket_path(lineage: LineageId) -> PathBuf {
+    let directory = if rustix::process::geteuid().is_root() {
+        PathBuf::from("/run/borealis")
+    } else if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR") {
+        PathBuf::from(runtime).join("borealis")
+    } else {
+        std::env::temp_dir().join(format!("borealis-{}", rustix::process::geteuid().as_raw()))
+    };
+    directory.join(format!("{lineage}.sock"))
+}
+
+/// Listens at `path` until the receiver is dropped. The socket is removed with the listener's task.
+pub fn listen(path: &Path) -> Result<(mpsc::Receiver<Asked>, tokio::task::AbortHandle)> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).at("create", directory)?;
+    }
+    // The holder of the epoch owns the path; what lies there is left from one that died.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).at("remove", path);
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).at("listen at", path)?;
+    let (requests, inbox) = mpsc::channel(REQUESTS_MAX);
+    let task = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let requests = requests.clone();
+            tokio::spawn(async move {
+                if let Err(error) = serve(stream, &requests).await {
+                    tracing::debug!(%error, "control request not answered");
+                }
+            });
+        }
+    });
+    Ok((inbox, task.abort_handle()))
+}
+
+async fn serve(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> std::io::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut line = String::new();
+    BufReader::new(reader.take(LINE_BYTES_MAX))
+        .read_line(&mut line)
+        .await?;
+    let request = serde_json::from_str(&line).map_err(std::io::Error::other)?;
+    let (answer, answered) = oneshot::channel();
+    requests
+        .send(Asked { request, answer })
+        .await
+        .map_err(std::io::Error::other)?;
+    let answer = answered.await.map_err(std::io::Error::other)?;
+    writer
+        .write_all(format!("{}\n", serde_json::to_string(&answer)?).as_bytes())
+        .await
+}
+
+/// Asks the `protect` that listens at `path`. `Ok(None)` where none does.
+pub async fn ask(path: &Path, request: Request) -> Result<Option<Answer>> {
+    let Ok(mut stream) = UnixStream::connect(path).await else {
+        return Ok(None);
+    };
+    let exchange = async {
+        let (reader, mut writer) = stream.split();
+        writer
+            .write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes())
+            .await?;
+        let mut line = String::new();
+        BufReader::new(reader.take(LINE_BYTES_MAX))
+            .read_line(&mut line)
+            .await?;
+        serde_json::from_str(&line).map_err(std::io::Error::other)
+    };
+    match tokio::time::timeout(ANSWER_TIMEOUT, exchange).await {
+        Ok(Ok(answer)) => Ok(Some(answer)),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, socket = %path.display(), "the running protect gave no answer");
+            Ok(None)
+        }
+        Err(_) => Err(Error::new(
+            borealis_base::ErrorKind::Unreachable,
+            format!("the running protect did not answer at {}", path.display()),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_is_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("below/x.sock");
+        let (mut inbox, _task) = listen(&path).unwrap();
+        let asked = tokio::spawn({
+            let path = path.clone();
+            async move { ask(&path, Request::Settle).await }
+        });
+        let Asked { request, answer } = inbox.recv().await.unwrap();
+        assert_eq!(request, Request::Settle);
+        answer
+            .send(Answer {
+                settled_through: Some(Timestamp(5)),
+            })
+            .unwrap();
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(
+            answer,
+            Some(Answer {
+                settled_through: Some(Timestamp(5))
+            })
+        );
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_an_answer_and_a_left_socket_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.sock");
+        assert_eq!(ask(&path, Request::Settle).await.unwrap(), None);
+        let (inbox, task) = listen(&path).unwrap();
+        drop(inbox);
+        task.abort();
+        listen(&path).unwrap();
+    }
+}

@@ -1,0 +1,90 @@
+//! Cuts the received log into pieces and indexes it while it passes by. No IO: bytes and clock
+//! samples go in, drafts of log pieces come out.
+
+use borealis_base::{Position, Timestamp};
+use borealis_pg_format::index::{Cut, LogIndexer};
+use bytes::{Bytes, BytesMut};
+
+/// A log piece before it is sealed.
+#[derive(Debug)]
+pub struct Draft {
+    /// Position of the first byte.
+    pub start: Position,
+    /// The bytes.
+    pub bytes: Bytes,
+    /// What they say, and what the indexer must know to go on after them.
+    pub cut: Cut,
+}
+
+impl Draft {
+    /// Position just past the last byte.
+    pub fn end(&self) -> Position {
+        self.start.plus(self.bytes.len() as u64)
+    }
+}
+
+/// Collects log until it is cut.
+pub struct Cutter {
+    indexer: LogIndexer,
+    start: Position,
+    bytes: BytesMut,
+    piece_bytes_max: usize,
+}
+
+impl Cutter {
+    /// A cutter whose next piece begins at `start`, where `indexer` stands.
+    pub fn new(indexer: LogIndexer, start: Position, piece_bytes_max: usize) -> Self {
+        Self {
+            indexer,
+            start,
+            bytes: BytesMut::new(),
+            piece_bytes_max,
+        }
+    }
+
+    /// Takes a stretch of log, which must follow what was taken before. Returns the pieces that are
+    /// full.
+    pub fn take(&mut self, mut stretch: Bytes) -> Vec<Draft> {
+        let mut full = Vec::new();
+        while !stretch.is_empty() {
+            let room = self.piece_bytes_max - self.bytes.len();
+            let part = stretch.split_to(room.min(stretch.len()));
+            self.indexer.push(self.end(), &part);
+            self.bytes.extend_from_slice(&part);
+            if self.bytes.len() == self.piece_bytes_max {
+                full.extend(self.cut());
+            }
+        }
+        full
+    }
+
+    /// Notes that at `position`, or before it, the server's clock showed `time`.
+    pub fn sample(&mut self, time: Timestamp, position: Position) {
+        self.indexer.push_sample(time, position);
+    }
+
+    /// Ends the piece here. `None` if it would be empty.
+    pub fn cut(&mut self) -> Option<Draft> {
+        if self.bytes.is_empty() {
+            return None;
+        }
+        let start = self.start;
+        let bytes = self.bytes.split().freeze();
+        self.start = start.plus(bytes.len() as u64);
+        Some(Draft {
+            start,
+            bytes,
+            cut: self.indexer.cut(),
+        })
+    }
+
+    /// Position just past the last byte taken.
+    pub fn end(&self) -> Position {
+        self.start.plus(self.bytes.len() as u64)
+    }
+
+    /// Whether bytes wait to be cut.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}

@@ -1,0 +1,82 @@
+//! The one writer of a lineage's ledger, shared by those who append to it, patient with the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use borealis_base::ErrorKind;
+use borealis_repository::ledger::{Committed, EntryBody, LedgerWriter};
+use borealis_repository::object::PreparedFrame;
+use borealis_repository::plan::LineageState;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Error, Result};
+
+/// The first and the longest pause between attempts while the store gives no answer.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// A shared ledger writer.
+#[derive(Clone)]
+pub struct Ledger {
+    writer: Arc<Mutex<LedgerWriter>>,
+    stop: CancellationToken,
+}
+
+impl Ledger {
+    /// Shares `writer`; `stop` ends the patience with a store that gives no answer.
+    pub fn new(writer: LedgerWriter, stop: CancellationToken) -> Self {
+        Self {
+            writer: Arc::new(Mutex::new(writer)),
+            stop,
+        }
+    }
+
+    /// Appends an entry, however long the store takes. The server's slot keeps what waits behind it.
+    ///
+    /// # Errors
+    /// Fenced; interrupted; whatever trying again does not change.
+    pub async fn append(&self, body: &EntryBody, frames: Vec<PreparedFrame>) -> Result<Committed> {
+        let mut writer = self.writer.lock().await;
+        let mut pause = RETRY_PAUSE.0;
+        let mut attempt = writer.append(body, frames).await;
+        loop {
+            let error = match attempt {
+                Ok(committed) => return Ok(committed),
+                Err(error) => error,
+            };
+            if error.kind() != ErrorKind::Unreachable || !writer.is_pending() {
+                return Err(error.into());
+            }
+            tracing::warn!(%error, "the repository gives no answer; trying again");
+            tokio::select! {
+                () = self.stop.cancelled() => return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "stopped while the repository gave no answer",
+                )),
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_PAUSE.1),
+            }
+            // The entry is pending, so that there is one to resume.
+            attempt = match writer.resume().await {
+                Ok(Some(committed)) => Ok(committed),
+                Ok(None) => return Err(Error::new(ErrorKind::Bug, "a pending entry was lost")),
+                Err(error) => Err(error),
+            };
+        }
+    }
+
+    /// Looks at what the ledger adds up to.
+    pub async fn read<T>(&self, look: impl FnOnce(&LineageState) -> T) -> T {
+        look(self.writer.lock().await.state())
+    }
+
+    /// Says that this writer stops. Nothing else may use it any more.
+    pub async fn close(self) -> Result<()> {
+        match Arc::try_unwrap(self.writer) {
+            Ok(writer) => Ok(writer.into_inner().close().await?),
+            Err(_) => Err(Error::new(
+                ErrorKind::Bug,
+                "the ledger is closed while it is used",
+            )),
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Continuous protection of one cluster.
+//!
+//! ```text
+//! receive ──▶ ship (cut ▶ index ▶ seal ▶ ledger) ──▶ durable position ──▶ back to the server
+//! sample  ──▶  │                                          │
+//! control ──▶  │                                          ▼
+//!                                   base backups (when due, after the log they start at is durable)
+//! ```
+//!
+//! Who owns what: the epoch of the lineage's ledger belongs to this process; the slot belongs to the
+//! lineage. What survives a crash: the ledger and the slot, and nothing else is needed. How it stops:
+//! the receiver ends, what was received is shipped, a running base backup is given up, the ledger is
+//! closed.
+
+mod base_backups;
+pub mod begin;
+pub mod captured;
+pub mod control;
+pub mod cutter;
+pub mod ledger;
+pub mod log_frame;
+pub mod receive;
+pub mod sample;
+pub mod schedule;
+pub mod ship;
+pub mod slot_policy;
+mod supervise;
+
+pub use supervise::{Options, Stopped, protect, unprotect};

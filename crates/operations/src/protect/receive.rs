@@ -1,0 +1,244 @@
+//! Receives log from the server and hands it on, in order and without gaps, across broken
+//! connections. Keeps no state that must survive: the slot on the server is the spool (law 1).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use borealis_base::{Branch, Clock, ErrorKind, Position};
+use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::link::replication::{
+    Event, Feedback, Message, ReplicationLink, ReplicationStream, Started,
+};
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::ship::Durable;
+use crate::error::{Error, Result};
+
+/// Messages between receiver and cutter; a message is at most 128 KiB (`MAX_SEND_SIZE` in
+/// `walsender.c`), so that at most 16 MiB wait here.
+pub const MESSAGES_MAX: usize = 128;
+/// How long the server may be silent before the connection counts as broken.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// The first and the longest pause between two attempts to connect.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// SQLSTATE of "requested WAL segment has already been removed".
+const LOG_REMOVED: &str = "58P01";
+/// SQLSTATE of a slot that another connection uses, such as our own one that the server has not
+/// given up yet.
+const SLOT_IN_USE: &str = "55006";
+/// SQLSTATE of a slot that is not there, or that was invalidated.
+const SLOT_UNUSABLE: [&str; 2] = ["42704", "55000"];
+
+/// A stretch of log.
+#[derive(Debug)]
+pub struct Stretch {
+    /// Position of the first byte.
+    pub start: Position,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// Where and what to receive.
+#[derive(Clone)]
+pub struct From {
+    /// The server.
+    pub info: ConnInfo,
+    /// The slot, if there is one.
+    pub slot: Option<String>,
+    /// The cluster that the log must come from.
+    pub system_id: u64,
+    /// The branch that it must be on.
+    pub branch: Branch,
+    /// The first byte wanted.
+    pub position: Position,
+}
+
+/// Why receiving ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// It was asked to.
+    Stopped,
+    /// The server no longer has the log at this position: there is a gap.
+    Missing {
+        /// The first byte that is missing.
+        at: Position,
+        /// What the server said.
+        reason: String,
+    },
+    /// The branch ended here; the server goes on on another.
+    BranchEnded {
+        /// Where.
+        at: Position,
+        /// The branch that follows.
+        next: Branch,
+    },
+}
+
+enum Streamed {
+    End(End),
+    Broken(Error),
+}
+
+/// Receives until stopped. Reports the durable position to the server from a task of its own, so that
+/// a slow store never looks like a dead client.
+pub async fn receive(
+    mut from: From,
+    out: mpsc::Sender<Stretch>,
+    durable: watch::Receiver<Durable>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) -> Result<End> {
+    let mut pause = RETRY_PAUSE.0;
+    loop {
+        let before = from.position;
+        let attempt = async {
+            match connect(&from, clock.clone()).await? {
+                Connected::Ended(end) => Ok(Streamed::End(end)),
+                Connected::Streaming(stream, feedback) => Ok(stream_until_broken(
+                    &mut from, stream, feedback, &out, &durable, &stop,
+                )
+                .await),
+            }
+        };
+        let broken = tokio::select! {
+            () = stop.cancelled() => return Ok(End::Stopped),
+            streamed = attempt => match streamed {
+                Ok(Streamed::End(end)) => return Ok(end),
+                Ok(Streamed::Broken(error)) | Err(error) => error,
+            },
+        };
+        if let Some(end) = as_missing(&broken, from.position) {
+            return Ok(end);
+        }
+        if !may_pass(&broken) {
+            return Err(broken);
+        }
+        if from.position > before {
+            pause = RETRY_PAUSE.0;
+        }
+        tracing::warn!(error = %broken, next = %from.position, "log stream broken; connecting again");
+        tokio::select! {
+            () = stop.cancelled() => return Ok(End::Stopped),
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_PAUSE.1),
+        }
+    }
+}
+
+enum Connected {
+    Streaming(ReplicationStream, Feedback),
+    Ended(End),
+}
+
+async fn connect(from: &From, clock: Arc<dyn Clock>) -> Result<Connected> {
+    let mut link = ReplicationLink::connect(&from.info).await?;
+    let system = link.identify_system().await?;
+    if system.system_id != from.system_id {
+        return Err(Error::refused(
+            format!(
+                "the server is another cluster now: its system identifier is {}, the one protected has {}",
+                system.system_id, from.system_id
+            ),
+            "Protect it under a name of its own with --cluster.",
+        ));
+    }
+    if system.branch == from.branch && system.flushed < from.position {
+        return Err(Error::refused(
+            format!(
+                "the server's log ends at {}, before {} that it had sent already: the server was put back to an older state",
+                system.flushed, from.position
+            ),
+            "Protect it under another name with --cluster; the old window stays restorable.",
+        ));
+    }
+    let started = link
+        .start_physical(
+            from.slot.as_deref(),
+            from.position,
+            from.branch,
+            SILENCE_LIMIT,
+            clock,
+        )
+        .await?;
+    Ok(match started {
+        Started::Streaming(stream, feedback) => Connected::Streaming(stream, feedback),
+        Started::AlreadyEnded(_, end) => Connected::Ended(End::BranchEnded {
+            at: end.position,
+            next: end.next,
+        }),
+    })
+}
+
+async fn stream_until_broken(
+    from: &mut From,
+    mut stream: ReplicationStream,
+    feedback: Feedback,
+    out: &mpsc::Sender<Stretch>,
+    durable: &watch::Receiver<Durable>,
+    stop: &CancellationToken,
+) -> Streamed {
+    let reporting = tokio::spawn(report_durable(feedback, durable.clone()));
+    let streamed = loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => break Streamed::End(End::Stopped),
+            event = stream.next() => event,
+        };
+        match event {
+            Ok(Event::Message(Message::Log { start, bytes, .. })) => {
+                let next = start.plus(bytes.len() as u64);
+                if out.send(Stretch { start, bytes }).await.is_err() {
+                    break Streamed::End(End::Stopped);
+                }
+                from.position = next;
+            }
+            Ok(Event::Message(Message::KeepAlive { .. })) => {}
+            Ok(Event::EndOfTimeline(end)) => {
+                break Streamed::End(End::BranchEnded {
+                    at: end.position,
+                    next: end.next,
+                });
+            }
+            Err(error) => break Streamed::Broken(error.into()),
+        }
+    };
+    reporting.abort();
+    if matches!(streamed, Streamed::End(End::Stopped)) {
+        // The last report goes out with the close; a server that is gone gets none.
+        if let Err(error) = stream.close().await {
+            tracing::debug!(%error, "the log stream was not closed cleanly");
+        }
+    }
+    streamed
+}
+
+/// Law 1: what is reported as flushed is what the repository durably holds, and nothing else.
+async fn report_durable(feedback: Feedback, mut durable: watch::Receiver<Durable>) {
+    loop {
+        let position = durable.borrow_and_update().position;
+        feedback.report(position, position, Position::ZERO);
+        if durable.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn sqlstate(error: &Error) -> Option<&str> {
+    match error {
+        Error::Server(error) => error.sqlstate(),
+        _ => None,
+    }
+}
+
+fn as_missing(error: &Error, at: Position) -> Option<End> {
+    let state = sqlstate(error)?;
+    (state == LOG_REMOVED || SLOT_UNUSABLE.contains(&state)).then(|| End::Missing {
+        at,
+        reason: error.to_string(),
+    })
+}
+
+/// Whether trying again may help.
+fn may_pass(error: &Error) -> bool {
+    error.kind() == ErrorKind::Unreachable || sqlstate(error) == Some(SLOT_IN_USE)
+}

@@ -1,0 +1,120 @@
+//! Lays the log of a restore into `pg_wal`, cut exactly behind the last record to replay: recovery
+//! cannot overrun a byte that is not there, and the target keeps it from ending early (facts, 5).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use borealis_base::{Branch, ErrorKind, Position, Progress, Unit};
+use borealis_pg_format::segment::{LogFile, SegmentSize};
+use borealis_repository::Lineage;
+use borealis_repository::log::LogReader;
+use borealis_repository::plan::{BranchSummary, PieceRange};
+use futures::TryStreamExt;
+
+use super::files::{new_file, write_file};
+use crate::error::{Error, FileContext, Result};
+
+/// Log pieces fetched ahead.
+const PREFETCH: usize = 8;
+
+/// Writes `pieces` as segments below `directory`. Every segment has its full length, zeros behind
+/// the cut.
+pub async fn lay_out(
+    lineage: &Lineage,
+    pieces: Vec<PieceRange>,
+    size: SegmentSize,
+    directory: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let total = pieces.iter().map(|part| part.to.since(part.from)).sum();
+    progress.phase("log", Unit::Bytes, Some(total));
+    let reader = LogReader::new(
+        lineage.store().clone(),
+        lineage.keys().clone(),
+        lineage.id(),
+    );
+    let mut log = std::pin::pin!(reader.stream(pieces, PREFETCH));
+    let mut open: Option<(Branch, u64, File, PathBuf)> = None;
+    while let Some(part) = log.try_next().await? {
+        let mut position = part.position;
+        let mut bytes = &part.bytes[..];
+        while !bytes.is_empty() {
+            let number = size.number_of(position);
+            let same = open
+                .as_ref()
+                .is_some_and(|(branch, at, ..)| (*branch, *at) == (part.branch, number));
+            if !same {
+                open = Some(segment(directory, part.branch, number, size)?);
+            }
+            let offset = position.since(size.start_of(number));
+            let room = usize::try_from(size.bytes() - offset).unwrap_or(usize::MAX);
+            let (now, rest) = bytes.split_at(room.min(bytes.len()));
+            if let Some((_, _, file, path)) = &open {
+                file.write_all_at(now, offset).at("write", path)?;
+            }
+            position = position.plus(now.len() as u64);
+            bytes = rest;
+        }
+        progress.advance(part.bytes.len() as u64);
+    }
+    Ok(())
+}
+
+fn segment(
+    directory: &Path,
+    timeline: Branch,
+    number: u64,
+    size: SegmentSize,
+) -> Result<(Branch, u64, File, PathBuf)> {
+    let path = directory.join(LogFile::Segment { timeline, number }.name(size));
+    let file = new_file(&path, 0o600)?;
+    file.set_len(size.bytes()).at("set the length of", &path)?;
+    Ok((timeline, number, file, path))
+}
+
+/// Writes the history files of the branches that recovery may ask for.
+pub fn lay_histories(
+    branches: &BTreeMap<Branch, BranchSummary>,
+    size: SegmentSize,
+    directory: &Path,
+) -> Result<()> {
+    for (branch, summary) in branches {
+        let path = directory.join(LogFile::History(*branch).name(size));
+        write_file(&path, &summary.history, None)?;
+    }
+    Ok(())
+}
+
+/// The bytes `[start, end)` of a branch's log as one segment file, zeros behind `end`.
+pub async fn write_segment(
+    lineage: &Lineage,
+    pieces: Vec<PieceRange>,
+    start: Position,
+    size: SegmentSize,
+    target: &Path,
+) -> Result<()> {
+    let staged = target.with_extension("borealis");
+    let file = new_file(&staged, 0o600)?;
+    file.set_len(size.bytes())
+        .at("set the length of", &staged)?;
+    let reader = LogReader::new(
+        lineage.store().clone(),
+        lineage.keys().clone(),
+        lineage.id(),
+    );
+    let mut log = std::pin::pin!(reader.stream(pieces, PREFETCH));
+    while let Some(part) = log.try_next().await? {
+        if part.position < start {
+            return Err(Error::new(
+                ErrorKind::Bug,
+                "log before the segment was read",
+            ));
+        }
+        file.write_all_at(&part.bytes, part.position.since(start))
+            .at("write", &staged)?;
+    }
+    file.sync_all().at("sync", &staged)?;
+    std::fs::rename(&staged, target).at("put in place", target)
+}

@@ -1,0 +1,152 @@
+//! The directory that a restore writes into: what may be there before, and how it becomes ours.
+
+use std::path::Path;
+
+use borealis_base::LineageId;
+
+use super::recovery_file::{RECOVERY_FILE, RecoveryFile, State};
+use crate::error::{Error, FileContext, Result};
+
+/// What is at the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing, or an empty directory.
+    Nothing,
+    /// An unfinished restore of this lineage: it may be restored into again.
+    Unfinished,
+}
+
+/// Looks at the target and refuses all that a restore must not touch.
+pub fn inspect(target: &Path, lineage: LineageId) -> Result<Found> {
+    match std::fs::symlink_metadata(target) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(error).at("look at", target),
+        Ok(_) => {}
+    }
+    let followed = std::fs::metadata(target).at("look at", target)?;
+    if !followed.is_dir() {
+        return Err(Error::refused(
+            format!("{} is not a directory", target.display()),
+            "Name a directory that does not exist yet or is empty.",
+        ));
+    }
+    if std::fs::read_dir(target)
+        .at("list", target)?
+        .next()
+        .is_none()
+    {
+        return Ok(Found::Nothing);
+    }
+    match RecoveryFile::load(target) {
+        Ok(Some(file)) if file.state == State::Unfinished && file.lineage == lineage => {
+            Ok(Found::Unfinished)
+        }
+        Ok(Some(file)) if file.state == State::Complete => Err(Error::refused(
+            format!(
+                "{} holds a finished restore of cluster {}",
+                target.display(),
+                file.cluster
+            ),
+            "Remove the directory, or name another.",
+        )),
+        Ok(Some(file)) => Err(Error::refused(
+            format!(
+                "{} holds an unfinished restore of cluster {}",
+                target.display(),
+                file.cluster
+            ),
+            "Remove the directory, or name another.",
+        )),
+        Ok(None) | Err(_) => Err(Error::refused(
+            format!("{} is not empty", target.display()),
+            "Name a directory that does not exist yet or is empty; nothing was written.",
+        )),
+    }
+}
+
+/// Removes what an unfinished restore left, the mark that it is ours last of all, so that an
+/// interruption here leaves a directory that is still known as ours.
+pub fn clear(target: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(target).at("list", target)? {
+        let entry = entry.at("list", target)?;
+        if entry.file_name() == RECOVERY_FILE {
+            continue;
+        }
+        let path = entry.path();
+        if entry.file_type().at("look at", &path)?.is_dir() {
+            std::fs::remove_dir_all(&path).at("remove", &path)?;
+        } else {
+            std::fs::remove_file(&path).at("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_base::{Branch, ErrorKind, Position};
+
+    const LINEAGE: LineageId = LineageId([7; 16]);
+
+    fn mark(directory: &Path, state: State) {
+        let file = RecoveryFile {
+            state,
+            cluster: "sales".into(),
+            lineage: LINEAGE,
+            repository: "/srv/backup".into(),
+            key_file: None,
+            branch: Branch(1),
+            log_start: Position(1),
+            log_end: None,
+            segment_size: 16 << 20,
+        };
+        let text = serde_json::to_vec(&file).unwrap();
+        std::fs::write(directory.join(RECOVERY_FILE), text).unwrap();
+    }
+
+    #[test]
+    fn absent_and_empty_are_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(inspect(directory.path(), LINEAGE).unwrap(), Found::Nothing);
+        assert_eq!(
+            inspect(&directory.path().join("new"), LINEAGE).unwrap(),
+            Found::Nothing
+        );
+    }
+
+    #[test]
+    fn a_live_data_directory_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("PG_VERSION"), "15\n").unwrap();
+        let error = inspect(directory.path(), LINEAGE).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(directory.path().join("PG_VERSION").exists());
+    }
+
+    #[test]
+    fn only_our_own_unfinished_restore_is_taken_again() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("base")).unwrap();
+        mark(directory.path(), State::Unfinished);
+        assert_eq!(
+            inspect(directory.path(), LINEAGE).unwrap(),
+            Found::Unfinished
+        );
+        assert!(inspect(directory.path(), LineageId([8; 16])).is_err());
+        clear(directory.path()).unwrap();
+        assert_eq!(
+            inspect(directory.path(), LINEAGE).unwrap(),
+            Found::Unfinished
+        );
+        assert!(!directory.path().join("base").exists());
+        mark(directory.path(), State::Complete);
+        assert!(inspect(directory.path(), LINEAGE).is_err());
+    }
+
+    #[test]
+    fn a_file_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(inspect(file.path(), LINEAGE).is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! An open repository and the cluster meant in it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use borealis_base::{Clock, Entropy, ErrorKind};
+use borealis_keys::FileKey;
+use borealis_repository::catalog::Cluster;
+use borealis_repository::store::{self, Absent, Counters, CountingStore};
+use borealis_repository::{Environment, Lineage, Repository};
+
+use crate::error::{Error, Result};
+
+/// A repository, opened with a key file.
+pub struct Site {
+    /// The repository.
+    pub repository: Repository,
+    /// Where it is, as it was named.
+    pub url: String,
+    /// The key file that opened it.
+    pub key_file: PathBuf,
+    /// Requests and bytes so far.
+    pub usage: Arc<Counters>,
+}
+
+impl Site {
+    /// Opens the repository at `url`.
+    pub async fn open(
+        url: &str,
+        key_file: PathBuf,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Self> {
+        let key = FileKey::read(&key_file).map_err(borealis_repository::Error::from)?;
+        let store = store::open(url, Absent::Refuse).map_err(borealis_repository::Error::from)?;
+        let usage = Arc::new(Counters::default());
+        let store = Arc::new(CountingStore::new(store, usage.clone()));
+        let repository = Repository::open(
+            Environment {
+                store,
+                clock,
+                entropy,
+            },
+            &key,
+        )
+        .await?;
+        Ok(Self {
+            repository,
+            url: url.to_owned(),
+            key_file,
+            usage,
+        })
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.repository.environment().clock
+    }
+
+    /// The cluster named, or the only one.
+    pub async fn cluster(&self, name: Option<&str>) -> Result<Cluster> {
+        if let Some(name) = name {
+            return Ok(self.repository.cluster(name).await?);
+        }
+        let mut clusters = self.live_clusters().await?;
+        match (clusters.pop(), clusters.len()) {
+            (Some(only), 0) => Ok(only),
+            (None, _) => Err(Error::with_hint(
+                ErrorKind::NotFound,
+                format!("repository {} holds no cluster", self.url),
+                "Run borealis protect first.",
+            )),
+            (Some(last), _) => {
+                clusters.push(last);
+                let names: Vec<_> = clusters.into_iter().map(|cluster| cluster.name).collect();
+                Err(Error::with_hint(
+                    ErrorKind::Usage,
+                    format!(
+                        "repository {} holds several clusters: {}",
+                        self.url,
+                        names.join(", ")
+                    ),
+                    "Name one with --cluster.",
+                ))
+            }
+        }
+    }
+
+    /// All clusters that are not retired.
+    pub async fn live_clusters(&self) -> Result<Vec<Cluster>> {
+        let mut clusters = self.repository.clusters().await?;
+        clusters.retain(|cluster| cluster.retired_at.is_none());
+        Ok(clusters)
+    }
+
+    /// The newest lineage of a cluster.
+    pub async fn lineage(&self, cluster: &Cluster) -> Result<Lineage> {
+        Ok(self
+            .repository
+            .lineage(cluster.newest_lineage().lineage)
+            .await?)
+    }
+}
+
+/// What a cluster's entry in the catalog says of the server it was made for.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ClusterIdentity {
+    /// The number `initdb` gave the cluster.
+    pub system_id: u64,
+}
+
+impl ClusterIdentity {
+    /// Reads it out of the catalog.
+    pub fn of(cluster: &Cluster) -> Result<Self> {
+        serde_json::from_slice(&cluster.engine).map_err(|error| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!("the catalog's entry of cluster {}: {error}", cluster.name),
+            )
+        })
+    }
+}

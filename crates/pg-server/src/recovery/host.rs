@@ -1,0 +1,180 @@
+//! What of a machine decides whether text sorts the same and whether pages can be read.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::CatalogFacts;
+
+/// Where shared libraries lie on the systems we know.
+const LIBRARY_DIRECTORIES: [&str; 6] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/lib",
+    "/usr/local/lib",
+];
+
+/// Facts of one machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// The version of the GNU C library, such as `2.36`; `None` where it is another or unknown.
+    pub glibc: Option<String>,
+    /// The major version of ICU, such as `72`.
+    pub icu: Option<String>,
+    /// The processor architecture, such as `x86_64`.
+    pub architecture: String,
+}
+
+impl HostFacts {
+    /// Those of this machine.
+    pub fn of_this_machine() -> Self {
+        Self {
+            glibc: glibc(),
+            icu: icu(),
+            architecture: std::env::consts::ARCH.to_owned(),
+        }
+    }
+}
+
+fn glibc() -> Option<String> {
+    let output = Command::new("getconf")
+        .arg("GNU_LIBC_VERSION")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.trim().strip_prefix("glibc ").map(str::to_owned)
+}
+
+fn icu() -> Option<String> {
+    let version = |name: &str| -> Option<u32> {
+        let rest = name.strip_prefix("libicuuc.so.")?;
+        rest.parse().ok()
+    };
+    LIBRARY_DIRECTORIES
+        .iter()
+        .filter_map(|dir| std::fs::read_dir(Path::new(dir)).ok())
+        .flat_map(Iterator::flatten)
+        .filter_map(|entry| version(entry.file_name().to_str()?))
+        .max()
+        .map(|version| version.to_string())
+}
+
+/// A difference between two machines that a restore must name before the server starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostWarning {
+    /// What differs.
+    pub text: String,
+    /// Whether the server cannot run on these files at all.
+    pub fatal: bool,
+    /// Indexes to rebuild, as `REINDEX` statements, each with its database.
+    pub reindex: Vec<(String, String)>,
+}
+
+/// Compares the machine of a backup with this one. A version that is unknown on either side counts as
+/// different wherever an index depends on it.
+pub fn compare(then: &HostFacts, now: &HostFacts, catalog: &CatalogFacts) -> Vec<HostWarning> {
+    let mut warnings = Vec::new();
+    if then.architecture != now.architecture {
+        warnings.push(HostWarning {
+            text: format!(
+                "the backup is of a {} machine and this is {}: the layout of pages may differ",
+                then.architecture, now.architecture
+            ),
+            fatal: true,
+            reindex: Vec::new(),
+        });
+    }
+    for (provider, name, then, now) in [
+        ("c", "the C library", &then.glibc, &now.glibc),
+        ("i", "ICU", &then.icu, &now.icu),
+    ] {
+        if then.is_some() && then == now {
+            continue;
+        }
+        let reindex: Vec<_> = catalog
+            .indexes
+            .iter()
+            .filter(|index| index.providers.iter().any(|p| p == provider))
+            .map(|index| {
+                (
+                    index.database.clone(),
+                    format!("REINDEX INDEX {};", index.index),
+                )
+            })
+            .collect();
+        if reindex.is_empty() {
+            continue;
+        }
+        let show = |version: &Option<String>| version.clone().unwrap_or("unknown".to_owned());
+        warnings.push(HostWarning {
+            text: format!(
+                "the version of {name} was {} and is {}: text may sort differently, and these \
+                 indexes must be rebuilt before they are used",
+                show(then),
+                show(now)
+            ),
+            fatal: false,
+            reindex,
+        });
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::CollatedIndex;
+
+    fn host(glibc: Option<&str>, icu: Option<&str>) -> HostFacts {
+        HostFacts {
+            glibc: glibc.map(str::to_owned),
+            icu: icu.map(str::to_owned),
+            architecture: "x86_64".to_owned(),
+        }
+    }
+
+    fn catalog() -> CatalogFacts {
+        let index = |name: &str, provider: &str| CollatedIndex {
+            database: "db".to_owned(),
+            index: name.to_owned(),
+            table: "public.t".to_owned(),
+            collations: vec!["x".to_owned()],
+            providers: vec![provider.to_owned()],
+        };
+        CatalogFacts {
+            indexes: vec![index("public.by_libc", "c"), index("public.by_icu", "i")],
+            ..CatalogFacts::default()
+        }
+    }
+
+    #[test]
+    fn changed_library_names_the_indexes_that_depend_on_it() {
+        let then = host(Some("2.31"), Some("67"));
+        assert!(compare(&then, &then, &catalog()).is_empty());
+        let libc = compare(&then, &host(Some("2.36"), Some("67")), &catalog());
+        assert_eq!(libc.len(), 1);
+        assert_eq!(
+            libc[0].reindex,
+            [("db".to_owned(), "REINDEX INDEX public.by_libc;".to_owned())]
+        );
+        let icu = compare(&then, &host(Some("2.31"), Some("72")), &catalog());
+        assert_eq!(icu[0].reindex[0].1, "REINDEX INDEX public.by_icu;");
+        // What cannot be known is not assumed to be the same.
+        let unknown = host(None, None);
+        assert_eq!(compare(&unknown, &unknown, &catalog()).len(), 2);
+        assert!(compare(&then, &unknown, &CatalogFacts::default()).is_empty());
+    }
+
+    #[test]
+    fn another_architecture_is_fatal() {
+        let mut now = host(Some("2.31"), None);
+        let then = now.clone();
+        now.architecture = "aarch64".to_owned();
+        assert!(compare(&then, &now, &CatalogFacts::default())[0].fatal);
+    }
+}

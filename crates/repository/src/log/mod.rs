@@ -1,0 +1,17 @@
+//! The log: pieces of positioned bytes, each with its time map and the engine's index.
+//!
+//! ```text
+//! bytes, time steps, index ── prepare_piece ──> frames of a ledger entry
+//! LineageState ── pieces_of ──> LogReader ──> bytes, without a break
+//! ```
+
+pub mod piece;
+pub mod reader;
+pub mod time_map;
+
+#[cfg(test)]
+mod tests;
+
+pub use piece::{LogBytes, PieceIdentity, StoredPiece, prepare_piece};
+pub use reader::{LogReader, TimeMaps, pieces_of};
+pub use time_map::TimeStep;

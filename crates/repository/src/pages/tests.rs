@@ -1,0 +1,723 @@
+//! Base backups written to and read from a store in memory.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use borealis_base::{
+    Branch, Entropy, ErrorKind, LineageId, NoProgress, Position, SeededEntropy, Timestamp,
+};
+use borealis_keys::{DataKey, DataKeys};
+use bytes::Bytes;
+
+use super::fetch::{Fetcher, object_name};
+use super::manifest::{
+    BaseBackupInfo, Directory, Link, Manifest, ManifestBuilder, PackEntry, PageFile,
+};
+use super::map::{Location, Run};
+use super::pack::{BlobMeta, BlobPacker, PackTarget, PackWriter, prepare_pages};
+use super::read::{PageReader, PageSink, coalesce};
+use crate::numbered::Patience;
+use crate::object::{Compression, ObjectKind};
+use crate::store::{Counters, CountingStore, MemoryStore, Store, StoreErrorKind};
+use crate::{Error, Result};
+
+const PAGE: u32 = 512;
+const BLOB: &str = "global/settings";
+
+pub(crate) type Files = BTreeMap<String, Vec<Vec<u8>>>;
+
+pub(crate) struct World {
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) target: PackTarget,
+    pub(crate) keys: Arc<DataKeys>,
+    pub(crate) entropy: Arc<SeededEntropy>,
+}
+
+/// A page of random bytes, which no compression shrinks.
+pub(crate) fn page(entropy: &SeededEntropy) -> Vec<u8> {
+    let mut bytes = vec![0; PAGE as usize];
+    entropy.fill(&mut bytes);
+    bytes
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let entropy = Arc::new(SeededEntropy::new(7));
+        let store = Arc::new(MemoryStore::default());
+        let key = DataKey::random(&*entropy);
+        let target = PackTarget {
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            lineage: LineageId([9; 16]),
+            key: key.clone(),
+            entropy: Arc::clone(&entropy) as Arc<dyn Entropy>,
+            pack_bytes_max: 20_000,
+            patience: Patience {
+                attempts: 3,
+                pause: Duration::ZERO,
+            },
+        };
+        Self {
+            store,
+            target,
+            keys: Arc::new(DataKeys::new(key)),
+            entropy,
+        }
+    }
+
+    /// A reader that has nothing cached.
+    pub(crate) fn fetcher(&self) -> Arc<Fetcher> {
+        Arc::new(Fetcher::new(
+            Arc::clone(&self.target.store),
+            Arc::clone(&self.keys),
+        ))
+    }
+
+    pub(crate) fn info() -> BaseBackupInfo {
+        BaseBackupInfo {
+            branch: Branch(1),
+            start: Position(100),
+            end: Position(200),
+            started_at: Timestamp(1),
+            ended_at: Timestamp(2),
+            rule_set: 3,
+            engine: Bytes::from_static(b"opaque"),
+        }
+    }
+
+    /// Takes a base backup of `files`, of which only `changed` pages are read if there is a parent.
+    pub(crate) async fn back_up(
+        &self,
+        parent: Option<&Arc<Manifest>>,
+        files: &Files,
+        changed: &[(&str, u32)],
+    ) -> Result<Arc<Manifest>> {
+        let mut builder = parent.map_or_else(ManifestBuilder::first, |parent| {
+            ManifestBuilder::next(Arc::clone(parent))
+        });
+        let mut packs = PackWriter::new(self.target.clone(), builder.pack_numbers());
+        for (name, pages) in files {
+            let number = builder.file_number(name);
+            builder.add_page_file(PageFile {
+                number,
+                name: name.clone(),
+                page_size: PAGE,
+                length: pages.len() as u32,
+                mode: 0o600,
+            });
+            let wanted: Vec<(u32, &[u8])> = (0_u32..)
+                .zip(pages)
+                .filter(|(at, _)| parent.is_none() || changed.contains(&(name.as_str(), *at)))
+                .map(|(at, page)| (at, page.as_slice()))
+                .collect();
+            for some in wanted.chunks(10) {
+                let prepared = prepare_pages(number, PAGE, some, Compression::Zstd(1)).unwrap();
+                builder.place(packs.push_pages(prepared).await?);
+            }
+        }
+        let long = vec![5; 3_000_000];
+        let mut blobs = BlobPacker::new(Compression::Zstd(1));
+        for (name, content) in [(BLOB, &b"a = 1\n"[..]), ("empty", b""), ("long", &long)] {
+            blobs.begin(BlobMeta {
+                name: name.to_owned(),
+                mode: 0o640,
+                modified: Timestamp(5),
+            });
+            for piece in content.chunks(700_000) {
+                blobs.write(&mut packs, piece).await?;
+            }
+        }
+        builder.add_blobs(blobs.finish(&mut packs).await?);
+        builder.add_directory(Directory {
+            name: "global".to_owned(),
+            mode: 0o700,
+        });
+        builder.add_link(Link {
+            name: "space".to_owned(),
+            target: "/elsewhere".to_owned(),
+        });
+        builder.add_packs(packs.finish().await?);
+        Ok(Arc::new(
+            builder
+                .store(&self.target, &self.fetcher(), Self::info())
+                .await?,
+        ))
+    }
+
+    fn reader(&self, manifest: &Arc<Manifest>) -> Arc<PageReader> {
+        Arc::new(PageReader::new(self.fetcher(), Arc::clone(manifest)))
+    }
+
+    /// Loads the manifest anew and restores everything.
+    pub(crate) async fn restore(&self, manifest: &Manifest) -> Result<Files> {
+        let loaded = Arc::new(Manifest::load(&self.fetcher(), &manifest.object()).await?);
+        assert_eq!(*loaded, *manifest);
+        let reader = self.reader(&loaded);
+        let sink = Arc::new(Disk::default());
+        reader
+            .restore_pages(Arc::clone(&sink), 3, &NoProgress)
+            .await?;
+        for blob in &loaded.files().blobs {
+            reader.read_small_blob(blob, 1 << 30).await?;
+        }
+        let written = sink.0.lock().unwrap();
+        let mut files = Files::new();
+        for file in loaded.files().page_files.values() {
+            let pages = (0..file.length)
+                .map(|at| written[&(file.name.clone(), at)].clone())
+                .collect();
+            files.insert(file.name.clone(), pages);
+        }
+        assert_eq!(written.len(), files.values().map(Vec::len).sum::<usize>());
+        Ok(files)
+    }
+
+    pub(crate) fn names(&self) -> Vec<String> {
+        let listed = futures::executor::block_on(self.store.list("lineages/")).unwrap();
+        listed.into_iter().map(|line| line.name).collect()
+    }
+
+    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
+        futures::executor::block_on(self.store.read(name))
+            .unwrap()
+            .to_vec()
+    }
+}
+
+#[derive(Default)]
+struct Disk(Mutex<BTreeMap<(String, u32), Vec<u8>>>);
+
+impl PageSink for Disk {
+    type Error = Error;
+
+    fn pages(&self, file: &PageFile, pages: &[(u32, Bytes)]) -> Result<()> {
+        for (number, page) in pages {
+            let before = self
+                .0
+                .lock()
+                .unwrap()
+                .insert((file.name.clone(), *number), page.to_vec());
+            assert!(
+                before.is_none(),
+                "page {number} of {} came twice",
+                file.name
+            );
+        }
+        Ok(())
+    }
+
+    fn zeros(&self, file: &PageFile, first: u32, count: u32) -> Result<()> {
+        for page in first..first + count {
+            self.0
+                .lock()
+                .unwrap()
+                .insert((file.name.clone(), page), vec![0; PAGE as usize]);
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn some_files(world: &World) -> Files {
+    let mut files = Files::new();
+    for (name, pages) in [("base/1", 60), ("base/2", 25), ("base/empty", 0)] {
+        files.insert(
+            name.to_owned(),
+            (0..pages).map(|_| page(&world.entropy)).collect(),
+        );
+    }
+    files.get_mut("base/1").unwrap()[7] = vec![0; PAGE as usize];
+    files
+}
+
+#[tokio::test]
+async fn every_base_backup_resolves_alone() {
+    let world = World::new();
+    let mut files = some_files(&world);
+    let mut parent = world.back_up(None, &files, &[]).await.unwrap();
+    assert_eq!(world.restore(&parent).await.unwrap(), files);
+    let mut history = vec![(Arc::clone(&parent), files.clone())];
+    for round in 0..12_u32 {
+        let mut changed = Vec::new();
+        for step in 0..6 {
+            let at = (round * 7 + step * 11) % 60;
+            files.get_mut("base/1").unwrap()[at as usize] = if step == 0 {
+                vec![0; PAGE as usize]
+            } else {
+                page(&world.entropy)
+            };
+            changed.push(("base/1", at));
+        }
+        let shrinking = files.get_mut("base/2").unwrap();
+        shrinking.pop();
+        parent = world
+            .back_up(Some(&parent), &files, &changed)
+            .await
+            .unwrap();
+        history.push((Arc::clone(&parent), files.clone()));
+    }
+    // The older ones still say what they said.
+    for (manifest, files) in &history {
+        assert_eq!(world.restore(manifest).await.unwrap(), *files);
+        let reader = world.reader(manifest);
+        for (name, pages) in files {
+            let file = manifest
+                .files()
+                .page_files
+                .values()
+                .find(|file| file.name == *name)
+                .unwrap();
+            let read = reader.read_pages(file.number, 0..u32::MAX).await.unwrap();
+            let read: Vec<Vec<u8>> = read.into_iter().map(|(_, page)| page.to_vec()).collect();
+            assert_eq!(read, *pages);
+        }
+    }
+}
+
+#[tokio::test]
+async fn blobs_are_read_back_whole() {
+    let world = World::new();
+    let manifest = world.back_up(None, &some_files(&world), &[]).await.unwrap();
+    let reader = world.reader(&manifest);
+    let find = |name: &str| {
+        manifest
+            .files()
+            .blobs
+            .iter()
+            .find(|blob| blob.name == name)
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(
+        reader.read_small_blob(&find(BLOB), 100).await.unwrap(),
+        b"a = 1\n"
+    );
+    assert_eq!(
+        reader.read_small_blob(&find("empty"), 100).await.unwrap(),
+        b""
+    );
+    assert_eq!(
+        reader
+            .read_small_blob(&find("long"), 3_000_000)
+            .await
+            .unwrap(),
+        vec![5; 3_000_000]
+    );
+    let error = reader
+        .read_small_blob(&find("long"), 100)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    let mut wrong = find(BLOB);
+    wrong.sha256[0] ^= 1;
+    assert_eq!(
+        reader
+            .read_small_blob(&wrong, 100)
+            .await
+            .unwrap_err()
+            .kind(),
+        ErrorKind::Damaged
+    );
+}
+
+#[tokio::test]
+async fn an_unread_page_of_a_longer_file_is_refused() {
+    let world = World::new();
+    let mut files = some_files(&world);
+    let parent = world.back_up(None, &files, &[]).await.unwrap();
+    files.get_mut("base/2").unwrap().push(page(&world.entropy));
+    let error = world.back_up(Some(&parent), &files, &[]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Bug);
+    assert!(
+        error.to_string().contains("names 85 of 86 pages"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_reference_to_a_pack_that_was_not_stored_is_refused() {
+    let world = World::new();
+    let file = |length| PageFile {
+        number: 0,
+        name: "f".to_owned(),
+        page_size: PAGE,
+        length,
+        mode: 0,
+    };
+    for (pack, frame) in [(0, 0), (5, 0), (0, 99)] {
+        let mut builder = ManifestBuilder::first();
+        let mut packs = PackWriter::new(world.target.clone(), builder.pack_numbers());
+        builder.file_number("f");
+        builder.add_page_file(file(2));
+        let bytes = page(&world.entropy);
+        let prepared = prepare_pages(0, PAGE, &[(0, &bytes)], Compression::None).unwrap();
+        builder.place(packs.push_pages(prepared).await.unwrap());
+        builder.place([Run {
+            file: 0,
+            first: 1,
+            count: 1,
+            at: Location::Frame { pack, frame },
+        }]);
+        let packs = packs.finish().await.unwrap();
+        if pack != 0 || frame != 0 {
+            builder.add_packs(packs);
+        }
+        let error = builder
+            .store(&world.target, &world.fetcher(), World::info())
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Bug, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_its_frame_does_not_hold_is_damage() {
+    let world = World::new();
+    let mut builder = ManifestBuilder::first();
+    let mut packs = PackWriter::new(world.target.clone(), builder.pack_numbers());
+    builder.file_number("f");
+    builder.add_page_file(PageFile {
+        number: 0,
+        name: "f".to_owned(),
+        page_size: PAGE,
+        length: 2,
+        mode: 0,
+    });
+    let bytes = page(&world.entropy);
+    let prepared = prepare_pages(0, PAGE, &[(0, &bytes)], Compression::None).unwrap();
+    let mut runs = packs.push_pages(prepared).await.unwrap();
+    runs[0].count = 2;
+    builder.place(runs);
+    builder.add_packs(packs.finish().await.unwrap());
+    let manifest = Arc::new(
+        builder
+            .store(&world.target, &world.fetcher(), World::info())
+            .await
+            .unwrap(),
+    );
+    let pack = object_name(ObjectKind::Pack, &manifest.packs()[&0].object);
+    let error = world
+        .reader(&manifest)
+        .read_pages(0, 0..2)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.to_string().starts_with(&pack), "{error}");
+    let error = world.restore(&manifest).await.unwrap_err();
+    assert!(
+        error.to_string().contains("frame 0 holds 1 of 2 pages"),
+        "{error}"
+    );
+}
+
+/// Each byte of each object, or a sample where there are many, has one bit flipped.
+#[tokio::test]
+async fn a_flipped_bit_anywhere_is_never_restored() {
+    let world = World::new();
+    let files = some_files(&world);
+    let first = world.back_up(None, &files, &[]).await.unwrap();
+    let manifest = world
+        .back_up(Some(&first), &files, &[("base/1", 3)])
+        .await
+        .unwrap();
+    for name in world.names() {
+        let good = world.bytes(&name);
+        let step = (good.len() / 40).max(1);
+        // The last eight bytes guard the object as a whole; whoever reads frames alone has their tags.
+        for at in (0..good.len() - 8)
+            .step_by(step)
+            .chain(0..24)
+            .chain([good.len() - 9])
+        {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            world.store.tamper(&name, bad.into());
+            match world.restore(&manifest).await {
+                Ok(restored) => assert_eq!(restored, files, "byte {at} of {name}"),
+                Err(error) => {
+                    assert_eq!(
+                        error.kind(),
+                        ErrorKind::Damaged,
+                        "byte {at} of {name}: {error}"
+                    );
+                    assert!(
+                        error.to_string().contains(&name),
+                        "byte {at} of {name}: {error}"
+                    );
+                }
+            }
+        }
+        world.store.tamper(&name, good.into());
+    }
+    assert_eq!(world.restore(&manifest).await.unwrap(), files);
+}
+
+#[tokio::test]
+async fn a_truncated_or_missing_object_is_named() {
+    let world = World::new();
+    let files = some_files(&world);
+    let manifest = world.back_up(None, &files, &[]).await.unwrap();
+    for name in world.names() {
+        let good = world.bytes(&name);
+        for len in [0, 10, 24, 60, good.len() / 2, good.len() - 9] {
+            world.store.tamper(&name, good[..len].to_vec().into());
+            let error = world.restore(&manifest).await.unwrap_err();
+            assert_eq!(
+                error.kind(),
+                ErrorKind::Damaged,
+                "{len} bytes of {name}: {error}"
+            );
+            assert!(
+                error.to_string().contains(&name),
+                "{len} bytes of {name}: {error}"
+            );
+        }
+        world.store.delete(&name).await.unwrap();
+        let error = world.restore(&manifest).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Missing { object, .. } if *object == name),
+            "{error}"
+        );
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        world.store.tamper(&name, good.into());
+    }
+}
+
+#[tokio::test]
+async fn an_object_swapped_with_another_valid_one_is_refused() {
+    let world = World::new();
+    let mut files = some_files(&world);
+    let first = world.back_up(None, &files, &[]).await.unwrap();
+    files.get_mut("base/1").unwrap()[3] = page(&world.entropy);
+    let second = world
+        .back_up(Some(&first), &files, &[("base/1", 3)])
+        .await
+        .unwrap();
+    let packs: Vec<String> = second
+        .packs()
+        .values()
+        .map(|pack| object_name(ObjectKind::Pack, &pack.object))
+        .collect();
+    let pairs = [
+        (first.name(), second.name()),
+        (packs[0].clone(), packs[1].clone()),
+        (packs[0].clone(), first.name()),
+    ];
+    for (left, right) in pairs {
+        let good = world.bytes(&left);
+        world.store.tamper(&left, world.bytes(&right).into());
+        for manifest in [&first, &second] {
+            if let Err(error) = world.restore(manifest).await {
+                assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+                assert!(error.to_string().contains(&left), "{error}");
+            } else {
+                assert!(
+                    left == first.name() && manifest.name() == second.name(),
+                    "{left} was not missed"
+                );
+            }
+        }
+        world.store.tamper(&left, good.into());
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_data_key_is_refused_and_not_damage() {
+    let world = World::new();
+    let manifest = world.back_up(None, &some_files(&world), &[]).await.unwrap();
+    let other = Arc::new(DataKeys::new(DataKey::random(&*world.entropy)));
+    let fetcher = Fetcher::new(Arc::clone(&world.target.store), other);
+    let error = Manifest::load(&fetcher, &manifest.object())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+}
+
+/// What a store does to a create.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// It keeps one byte less than it was given.
+    Truncates,
+    /// It keeps the object, and the reply is lost; the second try is answered.
+    LosesReply,
+    /// It never answers.
+    Silent,
+}
+
+struct Faulty(Arc<MemoryStore>, Fault, AtomicU32);
+
+#[async_trait::async_trait]
+impl Store for Faulty {
+    async fn create(
+        &self,
+        name: &str,
+        bytes: Bytes,
+    ) -> Result<crate::store::Created, crate::store::StoreError> {
+        let silent = || {
+            crate::store::StoreError::new(
+                StoreErrorKind::Unreachable,
+                "create",
+                name,
+                "test",
+                "no answer",
+            )
+        };
+        let first = self.2.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+        match self.1 {
+            Fault::Truncates => self.0.create(name, bytes.slice(..bytes.len() - 1)).await,
+            Fault::Silent => Err(silent()),
+            Fault::LosesReply => {
+                let created = self.0.create(name, bytes).await?;
+                if first { Err(silent()) } else { Ok(created) }
+            }
+        }
+    }
+    async fn read(&self, name: &str) -> Result<Bytes, crate::store::StoreError> {
+        self.0.read(name).await
+    }
+    async fn read_range(
+        &self,
+        name: &str,
+        range: std::ops::Range<u64>,
+    ) -> Result<Bytes, crate::store::StoreError> {
+        self.0.read_range(name, range).await
+    }
+    async fn stat(
+        &self,
+        name: &str,
+    ) -> Result<Option<crate::store::Stat>, crate::store::StoreError> {
+        self.0.stat(name).await
+    }
+    async fn list(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<crate::store::Listed>, crate::store::StoreError> {
+        self.0.list(prefix).await
+    }
+    async fn delete(&self, name: &str) -> Result<(), crate::store::StoreError> {
+        self.0.delete(name).await
+    }
+    fn url(&self) -> String {
+        self.0.url()
+    }
+}
+
+#[tokio::test]
+async fn a_pack_stored_truncated_is_noticed_before_anything_names_it() {
+    let mut world = World::new();
+    world.target.store = Arc::new(Faulty(
+        Arc::clone(&world.store),
+        Fault::Truncates,
+        AtomicU32::new(0),
+    ));
+    let error = world
+        .back_up(None, &some_files(&world), &[])
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.to_string().contains("/packs/"), "{error}");
+}
+
+#[tokio::test]
+async fn a_lost_reply_is_no_failure_and_silence_is_not_damage() {
+    let mut world = World::new();
+    let files = some_files(&world);
+    world.target.store = Arc::new(Faulty(
+        Arc::clone(&world.store),
+        Fault::LosesReply,
+        AtomicU32::new(0),
+    ));
+    let manifest = world.back_up(None, &files, &[]).await.unwrap();
+    assert_eq!(world.restore(&manifest).await.unwrap(), files);
+    let silent = Faulty(Arc::clone(&world.store), Fault::Silent, AtomicU32::new(0));
+    world.target.store = Arc::new(silent);
+    let error = world.back_up(None, &files, &[]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+}
+
+#[tokio::test]
+async fn unchanged_parts_and_packs_are_shared_and_dead_packs_forgotten() {
+    let world = World::new();
+    let mut files = some_files(&world);
+    let first = world.back_up(None, &files, &[]).await.unwrap();
+    let same = world.back_up(Some(&first), &files, &[]).await.unwrap();
+    assert_eq!(same.parts(), first.parts());
+    let live = |manifest: &Manifest| {
+        manifest
+            .packs()
+            .values()
+            .map(|pack| pack.live_pages)
+            .sum::<u64>()
+    };
+    assert_eq!(live(&same), 84, "85 pages, one of zeros");
+    // Every page is written anew: of the first packs only those with its blobs could stay.
+    for pages in files.values_mut() {
+        for bytes in pages {
+            *bytes = page(&world.entropy);
+        }
+    }
+    let all: Vec<(&str, u32)> = (0..60)
+        .map(|at| ("base/1", at))
+        .chain((0..25).map(|at| ("base/2", at)))
+        .collect();
+    let anew = world.back_up(Some(&same), &files, &all).await.unwrap();
+    let old: Vec<&PackEntry> = anew
+        .packs()
+        .values()
+        .filter(|pack| same.packs().values().any(|p| p.object == pack.object))
+        .collect();
+    assert!(old.is_empty(), "{old:?}");
+    assert_eq!(live(&anew), 85);
+    let oldest_number = anew.packs().keys().next().unwrap();
+    assert!(
+        oldest_number > same.packs().keys().last().unwrap(),
+        "a pack number was used again"
+    );
+    assert_eq!(world.restore(&anew).await.unwrap(), files);
+}
+
+#[tokio::test]
+async fn neighbouring_frames_are_fetched_with_one_get() {
+    let mut world = World::new();
+    let counters = Arc::new(Counters::default());
+    world.target.pack_bytes_max = 1 << 20;
+    let store: Arc<dyn Store> = world.target.store.clone();
+    world.target.store = Arc::new(CountingStore::new(store, Arc::clone(&counters)));
+    let files = some_files(&world);
+    let manifest = world.back_up(None, &files, &[]).await.unwrap();
+    let reader = world.reader(&manifest);
+    let before = counters.usage().gets;
+    reader
+        .restore_pages(Arc::new(Disk::default()), 1, &NoProgress)
+        .await
+        .unwrap();
+    // Map part: head and frame. Pack: head and one range.
+    assert_eq!(counters.usage().gets - before, 4);
+    let fetcher = world.fetcher();
+    let head = fetcher
+        .head(ObjectKind::Pack, &manifest.packs()[&0].object, "test")
+        .await
+        .unwrap();
+    let last = head.frames().len() as u32 - 1;
+    assert_eq!(
+        coalesce(&head, &[(0, 1), (2, 1), (last, 1)]).unwrap().len(),
+        1
+    );
+    assert!(coalesce(&head, &[(last + 1, 1)]).is_err());
+}
+
+#[tokio::test]
+async fn paths_that_leave_the_target_are_refused() {
+    let world = World::new();
+    for name in ["/etc/passwd", "../up", "a//b", "a/./b", "", "a\0b"] {
+        let mut builder = ManifestBuilder::first();
+        builder.add_directory(Directory {
+            name: name.to_owned(),
+            mode: 0,
+        });
+        let stored = builder
+            .store(&world.target, &world.fetcher(), World::info())
+            .await;
+        assert!(stored.is_err(), "{name:?} was accepted");
+    }
+}

@@ -1,0 +1,467 @@
+//! A real server in a temporary directory.
+
+use std::fmt::Write;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use borealis_base::SystemClock;
+use borealis_pg_server::conninfo::{ConnInfo, Surroundings};
+use borealis_pg_server::instance::{Binaries, Instance, Launch, StopMode, SystemUser, users};
+use borealis_pg_server::instance::{command_as, running_pid};
+use borealis_pg_server::link::SqlLink;
+use tempfile::TempDir;
+
+/// How long a server may take to start or stop.
+pub const DEADLINE: Duration = Duration::from_mins(1);
+
+/// The role of the tests.
+pub const SUPERUSER: &str = "postgres";
+
+/// Words that log lines of every test may hold.
+const ALLOWED: [&str; 10] = [
+    "the database system is starting up",
+    "the database system is shutting down",
+    "the database system is not yet accepting connections",
+    "the database system is not accepting connections",
+    "terminating connection due to administrator command",
+    "terminating connection due to unexpected postmaster exit",
+    "terminating connection because of crash of another server process",
+    "could not receive data from client",
+    "connection to client lost",
+    "specified neither primary_conninfo nor restore_command",
+];
+
+/// What kind of server a test wants.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// The major version.
+    pub major: u32,
+    /// Page checksums.
+    pub checksums: bool,
+    /// Size of a log segment, in MiB.
+    pub segment_mib: u32,
+    /// The locale given to `initdb`.
+    pub locale: String,
+    /// Settings, later ones counting.
+    pub settings: Vec<(String, String)>,
+    /// Lines for the top of `pg_hba.conf`.
+    pub hba: Vec<String>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            major: std::env::var("BOREALIS_TEST_PG_MAJOR")
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(15),
+            checksums: true,
+            segment_mib: 16,
+            locale: "C.UTF-8".to_owned(),
+            settings: Vec::new(),
+            hba: Vec::new(),
+        }
+    }
+}
+
+impl ServerOptions {
+    /// Adds a setting.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Adds a line at the top of `pg_hba.conf`.
+    #[must_use]
+    pub fn with_hba(mut self, line: &str) -> Self {
+        self.hba.push(line.to_owned());
+        self
+    }
+}
+
+/// A running server. Dropped, it is ended at once, its log is read, and an unexpected `PANIC`,
+/// `FATAL`, `ERROR` or `WARNING` fails the test.
+#[derive(Debug)]
+pub struct TestServer {
+    dir: TempDir,
+    data_dir: PathBuf,
+    port: u16,
+    binaries: Binaries,
+    user: Option<SystemUser>,
+    instance: Option<Instance>,
+    allowed: Vec<String>,
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("is bound").port()
+}
+
+/// The system user of test servers: `postgres` where the tests run as root.
+pub fn system_user() -> Option<SystemUser> {
+    users::is_root().then(|| users::by_name("postgres").expect("the system user `postgres` exists"))
+}
+
+/// Gives `path` to `user`.
+pub fn give_to(path: &Path, user: Option<&SystemUser>) {
+    if let Some(user) = user {
+        chown(path, Some(user.uid), Some(user.gid)).expect("root may change owners");
+    }
+}
+
+/// A temporary directory that belongs to the system user of test servers.
+pub fn server_dir() -> TempDir {
+    let dir = tempfile::Builder::new()
+        .prefix("bor")
+        .tempdir()
+        .expect("the temporary directory is writable");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))
+        .expect("it is ours");
+    give_to(dir.path(), system_user().as_ref());
+    dir
+}
+
+impl TestServer {
+    /// Makes a cluster and starts it.
+    pub async fn start(options: ServerOptions) -> Self {
+        let binaries = Binaries::find(options.major, None).expect("the server is installed");
+        let (dir, user) = (server_dir(), system_user());
+        let data_dir = dir.path().join("data");
+        let mut initdb = command_as(&binaries.program("initdb"), user.as_ref());
+        initdb
+            .current_dir("/")
+            .arg("-D")
+            .arg(&data_dir)
+            .args(["-U", SUPERUSER, "-A", "trust", "--no-sync", "-E", "UTF8"])
+            .arg(format!("--locale={}", options.locale))
+            .arg(format!("--wal-segsize={}", options.segment_mib));
+        if options.checksums {
+            initdb.arg("--data-checksums");
+        } else if options.major >= 18 {
+            initdb.arg("--no-data-checksums");
+        }
+        let output = initdb.output().expect("initdb runs");
+        assert!(
+            output.status.success(),
+            "initdb: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let mut server = Self {
+            dir,
+            data_dir,
+            port: free_port(),
+            binaries,
+            user,
+            instance: None,
+            allowed: Vec::new(),
+        };
+        server.write_settings(&options);
+        server.start_again().await;
+        server
+    }
+
+    /// Takes over a data directory that something else made, such as a restore, and starts it.
+    /// The directory itself is left behind when the server is dropped.
+    pub async fn adopt(data_dir: &Path, major: u32, settings: &[(&str, &str)]) -> Self {
+        let binaries = Binaries::find(major, None).expect("the server is installed");
+        let mut server = Self {
+            dir: server_dir(),
+            data_dir: data_dir.to_owned(),
+            port: free_port(),
+            binaries,
+            user: system_user(),
+            instance: None,
+            allowed: Vec::new(),
+        };
+        let settings: Vec<_> = settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        server.launch_with(settings);
+        server.wait_ready().await;
+        server
+    }
+
+    fn write_settings(&self, options: &ServerOptions) {
+        let mut text = String::from(
+            "shared_buffers = '32MB'\nmax_wal_senders = 10\nmax_replication_slots = 10\n\
+             wal_level = 'replica'\nmax_prepared_transactions = 20\ntrack_commit_timestamp = on\n\
+             fsync = off\nlisten_addresses = '127.0.0.1'\nlog_min_messages = 'warning'\n\
+             lc_messages = 'C'\ntimezone = 'UTC'\nlog_timezone = 'UTC'\n\
+             password_encryption = 'scram-sha-256'\nwal_keep_size = 0\n",
+        );
+        for (name, value) in &options.settings {
+            let value = value.replace('\'', "''");
+            writeln!(text, "{name} = '{value}'").expect("a string takes everything");
+        }
+        let conf = self.data_dir.join("postgresql.conf");
+        let mut content = std::fs::read_to_string(&conf).expect("initdb wrote it");
+        content.push_str(&text);
+        std::fs::write(&conf, content).expect("it is writable");
+        let hba = format!(
+            "{}\nlocal all all trust\nlocal replication all trust\n\
+             host all all 127.0.0.1/32 scram-sha-256\n\
+             host replication all 127.0.0.1/32 scram-sha-256\n",
+            options.hba.join("\n")
+        );
+        std::fs::write(self.data_dir.join("pg_hba.conf"), hba).expect("it is writable");
+    }
+
+    fn launch_with(&mut self, mut settings: Vec<(String, String)>) {
+        settings.push(("port".to_owned(), self.port.to_string()));
+        settings.push((
+            "unix_socket_directories".to_owned(),
+            self.dir.path().display().to_string(),
+        ));
+        let launch = Launch {
+            binaries: self.binaries.clone(),
+            data_dir: self.data_dir.clone(),
+            config_file: None,
+            log_file: self.log_file(),
+            user: self.user.clone(),
+            settings,
+        };
+        self.instance = Some(launch.start().expect("the server starts"));
+    }
+
+    async fn wait_ready(&mut self) {
+        self.wait_for(true).await;
+    }
+
+    async fn wait_for(&mut self, promoted: bool) {
+        let info = self.info();
+        let instance = self.instance.as_mut().expect("was launched");
+        instance
+            .wait_ready(&info, promoted, DEADLINE, &SystemClock)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Starts it with `standby.signal` in place and waits until it answers queries.
+    pub async fn start_standby(&mut self) {
+        std::fs::write(self.data_dir.join("standby.signal"), "").expect("it is writable");
+        self.launch_with(Vec::new());
+        self.wait_for(false).await;
+    }
+
+    /// Ends recovery and waits until that is done.
+    pub async fn promote(&mut self) {
+        self.sql("SELECT pg_promote()").await;
+        self.wait_for(true).await;
+    }
+
+    /// Starts it after a stop or a kill.
+    pub async fn start_again(&mut self) {
+        self.launch_with(Vec::new());
+        self.wait_ready().await;
+    }
+
+    /// Stops it in order.
+    pub async fn stop(&mut self) {
+        self.end(StopMode::Fast).await;
+    }
+
+    /// Stops it at once; the next start recovers.
+    pub async fn stop_immediately(&mut self) {
+        self.end(StopMode::Immediate).await;
+    }
+
+    async fn end(&mut self, mode: StopMode) {
+        if let Some(mut instance) = self.instance.take() {
+            instance
+                .stop(mode, DEADLINE, &SystemClock)
+                .await
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    /// Stops and starts it.
+    pub async fn restart(&mut self) {
+        self.stop().await;
+        self.start_again().await;
+    }
+
+    /// Kills all its processes at once.
+    pub fn kill(&mut self) {
+        if let Some(mut instance) = self.instance.take() {
+            instance.kill().expect("it is ours");
+        }
+    }
+
+    /// Whether its first process runs.
+    pub fn is_running(&mut self) -> bool {
+        self.instance.as_mut().is_some_and(Instance::is_running)
+    }
+
+    /// Lets log lines that hold `words` pass.
+    pub fn allow_in_log(&mut self, words: &str) {
+        self.allowed.push(words.to_owned());
+    }
+
+    /// A connection string for the superuser, over the socket.
+    pub fn dsn(&self) -> String {
+        format!(
+            "host={} port={} user={SUPERUSER} dbname=postgres",
+            self.dir.path().display(),
+            self.port
+        )
+    }
+
+    /// How to reach it over the socket, as the superuser.
+    pub fn info(&self) -> ConnInfo {
+        Self::resolve(&self.dsn(), None)
+    }
+
+    /// How to reach it over TCP, as `user` with `password`; `more` goes to the end of the string.
+    pub fn tcp_info(&self, user: &str, password: &str, more: &str) -> ConnInfo {
+        let dsn = format!(
+            "host=localhost hostaddr=127.0.0.1 port={} user={user} dbname=postgres {more}",
+            self.port
+        );
+        Self::resolve(&dsn, Some(password))
+    }
+
+    fn resolve(dsn: &str, password: Option<&str>) -> ConnInfo {
+        let surroundings = Surroundings {
+            variables: password
+                .map(|password| ("PGPASSWORD".to_owned(), password.to_owned()))
+                .into_iter()
+                .collect(),
+            home: None,
+            os_user: None,
+            read: &|_| Err(std::io::ErrorKind::NotFound.into()),
+        };
+        ConnInfo::resolve(dsn, &surroundings).expect("the string is well formed")
+    }
+
+    /// A session in `database`, with an ordinary search path and no time limit.
+    pub async fn session(&self, database: &str) -> SqlLink {
+        let link = SqlLink::connect(&self.info().with_database(database))
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        link.run("RESET search_path; SET statement_timeout = 0; SET lock_timeout = 0")
+            .await
+            .expect("settings are allowed");
+        link
+    }
+
+    /// Runs statements in `postgres`.
+    pub async fn sql(&self, sql: &str) {
+        let session = self.session("postgres").await;
+        if let Err(error) = session.run(sql).await {
+            panic!("{sql}: {error}");
+        }
+    }
+
+    /// The first column of the only row, from `postgres`.
+    pub async fn value(&self, sql: &str) -> String {
+        let session = self.session("postgres").await;
+        session
+            .value(sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// Runs one of its programs to the end; returns its output.
+    pub fn run_program(&self, name: &str, arguments: &[&str]) -> String {
+        let output = command_as(&self.binaries.program(name), self.user.as_ref())
+            .current_dir("/")
+            .args(arguments)
+            .output()
+            .expect("the program is installed");
+        assert!(
+            output.status.success(),
+            "{name}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// A directory beside the data directory, which the server may write.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        if !path.exists() {
+            std::fs::create_dir(&path).expect("the directory is ours");
+            give_to(&path, self.user.as_ref());
+        }
+        path
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The programs.
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
+    /// Where its log goes.
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.path().join("server.log")
+    }
+
+    /// Its log.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.log_file()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn unexpected(&self) -> Vec<String> {
+        unexpected_lines(&self.log(), &self.allowed)
+    }
+}
+
+fn unexpected_lines(log: &str, allowed: &[String]) -> Vec<String> {
+    const LEVELS: [&str; 4] = ["PANIC:  ", "FATAL:  ", "ERROR:  ", "WARNING:  "];
+    log.lines()
+        .filter(|line| LEVELS.iter().any(|level| line.contains(level)))
+        .filter(|line| !ALLOWED.iter().any(|words| line.contains(words)))
+        .filter(|line| !allowed.iter().any(|words| line.contains(words)))
+        .map(str::to_owned)
+        .collect()
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.kill();
+        // A server that was started behind our back would hold the directory and the port.
+        if let Ok(Some(pid)) = running_pid(&self.data_dir)
+            && let Ok(mut other) = Instance::attach(&self.data_dir, &self.log_file())
+            && other.pid() == pid
+        {
+            let _ = other.kill();
+        }
+        if std::thread::panicking() {
+            eprintln!("server log:\n{}", self.log());
+            return;
+        }
+        let unexpected = self.unexpected();
+        assert!(
+            unexpected.is_empty(),
+            "unexpected in the server's log:\n{}",
+            unexpected.join("\n")
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_scan_sees_what_was_not_allowed() {
+        let log = "a LOG:  fine\nb ERROR:  division by zero\nc WARNING:  worn out\n\
+                   d FATAL:  the database system is starting up\n";
+        let lines = unexpected_lines(log, &["worn out".to_owned()]);
+        assert_eq!(lines, ["b ERROR:  division by zero"]);
+    }
+}
