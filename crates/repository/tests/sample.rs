@@ -136,6 +136,14 @@ async fn write_sample() {
     pins.delete("one").await.unwrap();
 }
 
+struct ObjectDigest([u8; 32]);
+
+impl std::fmt::Display for ObjectDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 fn span(span: RecordSpan) -> Value {
     json!([span.start.0, span.end.0])
 }
@@ -171,12 +179,7 @@ async fn a_repository_of_format_1_is_still_read_as_the_format_pages_say() {
         .unwrap()
         .frame(lineage.keys(), 1)
         .unwrap();
-    let head_digest: String = reader
-        .head()
-        .1
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let head_digest = ObjectDigest(reader.head().1).to_string();
     let read = json!({
         "repository": repository.id(),
         "cluster": {"name": cluster.name, "engine": String::from_utf8_lossy(&cluster.engine)},
