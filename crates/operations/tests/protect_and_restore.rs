@@ -1,6 +1,8 @@
 //! The path through this crate on a real server, without the command line: protect, work, restore to
 //! a moment, a position and the end, compare.
 
+#![allow(clippy::unwrap_used)] // a test: a failure is a panic
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
