@@ -5,6 +5,8 @@ pub mod host;
 pub mod protect;
 pub mod restore;
 pub mod site;
+pub mod snapshot;
 pub mod status;
+pub mod verify;
 pub use error::{Error, Result};
 pub use site::Site;

@@ -26,4 +26,5 @@ pub mod ship;
 pub mod slot_policy;
 mod supervise;
 
+pub(crate) use supervise::process_of;
 pub use supervise::{Options, Stopped, protect, unprotect};
