@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use borealis_base::{Clock, Entropy, LineageId, ObjectId, RepositoryId, Timestamp};
-use borealis_keys::{DataKey, DataKeys, KeyId, KeyProvider, SecretKey};
+use borealis_keys::{DataKey, DataKeyId, DataKeys, KeyId, KeyProvider, SecretKey};
 use bytes::Bytes;
 use prost::Message;
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::catalog::{CatalogBody, CatalogState, Cluster, Lineage, Parent, check_cluster_name};
@@ -16,7 +17,7 @@ use crate::keyring::{
     KeyRing, OwnerWrap, Recipient, seal_ring, wrap_for_repository, wrap_for_root,
 };
 use crate::numbered::{ENTRIES_PER_RECAP, NumberedLog, Track, TrackName, highest};
-use crate::object::{ObjectBuilder, ObjectKind, fetch};
+use crate::object::{ObjectBuilder, ObjectKind, ObjectView, fetch};
 use crate::store::{Created, Store};
 use crate::{Error, Result, layout};
 
@@ -65,6 +66,7 @@ pub struct Repository {
     environment: Environment,
     descriptor: Descriptor,
     key: SecretKey,
+    catalog_keys: Arc<DataKeys>,
     catalog: Mutex<NumberedLog<CatalogState>>,
 }
 
@@ -78,7 +80,11 @@ pub async fn describe(store: &dyn Store) -> Result<Descriptor> {
         }
         other => other?,
     };
-    let malformed = || Error::damaged(layout::DESCRIPTOR, "its content is malformed");
+    read_descriptor(&view)
+}
+
+fn read_descriptor(view: &ObjectView) -> Result<Descriptor> {
+    let malformed = || view.head().damaged("its content is malformed");
     let message =
         DescriptorMessage::decode(view.head().clear().clone()).map_err(|_| malformed())?;
     Ok(Descriptor {
@@ -94,6 +100,19 @@ pub async fn describe(store: &dyn Store) -> Result<Descriptor> {
             .collect::<Option<_>>()
             .ok_or_else(malformed)?,
     })
+}
+
+/// A descriptor, for people.
+pub(crate) fn inspect_descriptor(view: &ObjectView) -> Result<Value> {
+    let descriptor = read_descriptor(view)?;
+    let recipients: Vec<Value> = (descriptor.recipients.iter())
+        .map(|r| json!({"scheme": r.scheme, "key": r.key.to_string()}))
+        .collect();
+    Ok(json!({
+        "repository": descriptor.repository,
+        "created": descriptor.created,
+        "recipients": recipients,
+    }))
 }
 
 impl Repository {
@@ -180,9 +199,10 @@ impl Repository {
                 held: provider.key_id(),
             });
         };
+        let catalog_keys = Arc::new(open.data_keys);
         let track = Track {
             store: environment.store.clone(),
-            keys: Arc::new(open.data_keys),
+            keys: catalog_keys.clone(),
             owner: descriptor.repository.0,
             name: TrackName::Catalog,
             entries_per_recap: ENTRIES_PER_RECAP,
@@ -193,6 +213,7 @@ impl Repository {
             environment,
             descriptor,
             key: open.owner_key,
+            catalog_keys,
         })
     }
 
@@ -313,6 +334,22 @@ impl Repository {
         }
         let open = ring.open_with_repository(&self.key)?;
         Ok(self.handle(lineage, open.data_keys))
+    }
+
+    /// The key ring that holds data key `key`, the catalog's or a lineage's; `None` where none does.
+    pub async fn keys_with(&self, key: DataKeyId) -> Result<Option<Arc<DataKeys>>> {
+        if self.catalog_keys.get(key).is_some() {
+            return Ok(Some(self.catalog_keys.clone()));
+        }
+        for cluster in self.clusters().await? {
+            for record in &cluster.lineages {
+                let lineage = self.lineage(record.lineage).await?;
+                if lineage.keys().get(key).is_some() {
+                    return Ok(Some(lineage.keys().clone()));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn handle(&self, lineage: LineageId, keys: DataKeys) -> Lineage {

@@ -32,6 +32,8 @@ pub struct ServerState {
     pub relation_segment_pages: u32,
     /// Whether pages carry checksums.
     pub data_checksums: bool,
+    /// The role that `initdb` made.
+    pub superuser: String,
     /// The data directory's path on the source.
     pub data_directory: PathBuf,
     /// Permission bits of the data directory.
@@ -71,6 +73,7 @@ impl ServerState {
         control: &ControlFile,
         catalog: CatalogFacts,
         config: ConfigFiles,
+        superuser: String,
         data_directory: (PathBuf, u32),
     ) -> Self {
         Self {
@@ -81,6 +84,7 @@ impl ServerState {
             page_bytes: control.page_size,
             relation_segment_pages: control.relation_segment_pages,
             data_checksums: control.data_checksum_version != 0,
+            superuser,
             data_directory: data_directory.0,
             data_directory_mode: data_directory.1,
             settings: facts.settings.clone(),

@@ -159,6 +159,11 @@ async fn take_between(
     let catalog =
         borealis_pg_server::catalog::read(session.link(), &facts.databases, &facts.settings)
             .await?;
+    // BOOTSTRAP_SUPERUSERID in pg_authid.h.
+    let superuser = session
+        .link()
+        .value("SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10")
+        .await?;
     if session.is_lost() {
         return Err(Error::new(
             ErrorKind::Unreachable,
@@ -186,6 +191,7 @@ async fn take_between(
         &control,
         catalog,
         config,
+        superuser,
         (job.data_dir.to_owned(), listing.mode),
     );
     state.damaged.clone_from(&read.damaged);

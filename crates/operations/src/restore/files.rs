@@ -35,7 +35,11 @@ pub fn mapped<'a>(mapping: &'a [(PathBuf, PathBuf)], source: &'a Path) -> &'a Pa
 }
 
 /// Refuses tablespaces whose place is taken, and mappings of tablespaces that there are not.
-pub fn check_tablespaces(manifest: &Manifest, mapping: &[(PathBuf, PathBuf)]) -> Result<()> {
+pub fn check_tablespaces(
+    manifest: &Manifest,
+    mapping: &[(PathBuf, PathBuf)],
+    target: &Path,
+) -> Result<()> {
     let links = &manifest.files().links;
     for (old, _) in mapping {
         if !links.iter().any(|link| Path::new(&link.target) == old) {
@@ -51,7 +55,7 @@ pub fn check_tablespaces(manifest: &Manifest, mapping: &[(PathBuf, PathBuf)]) ->
     for link in links {
         let place = mapped(mapping, Path::new(&link.target));
         let taken = std::fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_some());
-        if taken {
+        if taken && !is_ours(target, &link.name, place) {
             return Err(Error::refused(
                 format!("the tablespace directory {} is not empty", place.display()),
                 "Put the tablespace elsewhere with --tablespace-mapping OLD=NEW.",
@@ -59,6 +63,12 @@ pub fn check_tablespaces(manifest: &Manifest, mapping: &[(PathBuf, PathBuf)]) ->
         }
     }
     Ok(())
+}
+
+/// Whether an unfinished restore into `target` has linked this very place already: it found the place
+/// empty then.
+fn is_ours(target: &Path, link: &str, place: &Path) -> bool {
+    std::fs::read_link(target.join(link)).is_ok_and(|linked| linked == place)
 }
 
 /// A directory that a base backup is written into.
@@ -145,9 +155,16 @@ impl Tree<'_> {
         for link in &manifest.files().links {
             let place = mapped(self.mapping, Path::new(&link.target));
             std::fs::create_dir_all(place).at("create", place)?;
+            // Empty, or left by an unfinished restore: the check before has made sure.
+            empty(place)?;
             set_mode(place, 0o700)?;
             let at = self.target.join(&link.name);
-            symlink(place, &at).at("link", &at)?;
+            match std::fs::remove_file(&at) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).at("replace", &at);
+                }
+                _ => symlink(place, &at).at("link", &at)?,
+            }
         }
         for directory in &manifest.files().directories {
             make_directory(&self.target.join(&directory.name), directory.mode)?;
@@ -251,6 +268,19 @@ impl PageSink for FileSink {
     fn zeros(&self, _: &PageFile, _: u32, _: u32) -> Result<()> {
         Ok(())
     }
+}
+
+/// Removes everything below a directory.
+fn empty(directory: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(directory).at("list", directory)? {
+        let path = entry.at("list", directory)?.path();
+        if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir_all(&path).at("remove", &path)?;
+        } else {
+            std::fs::remove_file(&path).at("remove", &path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a directory, as its owner only may use it by default.

@@ -1,6 +1,285 @@
-//! Restore.
+//! Restore: plan → files → log, cut exactly → configuration → control file last → recovery.
+//!
+//! Until the control file is in place nobody can start the directory, and a file in it says that it is
+//! an unfinished restore of ours, which may be restored into again.
+
 pub mod files;
 pub mod log;
 pub mod lookup;
+mod place;
+pub mod plan;
 pub mod recovery_file;
+pub mod start;
 pub mod target_dir;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use borealis_base::{ErrorKind, Progress};
+use borealis_pg_format::segment::SegmentSize;
+use borealis_pg_server::instance::{Binaries, SystemUser};
+use borealis_pg_server::recovery::RestoredConfig;
+use borealis_repository::pages::read::PageReader;
+use serde::Serialize;
+
+pub use plan::{PlanReport, Prepared, prepare};
+pub use start::Answering;
+
+use crate::error::{Error, FileContext, Result};
+use crate::site::Site;
+use files::{Mapping, Tree, make_directory, write_file};
+use place::{Wanted, configuration, restore_command};
+use recovery_file::{RECOVERY_FILE, RecoveryFile, State};
+use target_dir::{clear, inspect};
+
+/// What a restore is asked for, besides what the plan holds.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Start the server and wait until it answers.
+    pub start: bool,
+    /// Its port.
+    pub port: Option<u16>,
+    /// Who gets the files, when run as root.
+    pub owner: Option<String>,
+    /// Where tablespaces go.
+    pub mapping: Mapping,
+    /// Prepare a standby that goes on replaying.
+    pub standby: bool,
+}
+
+/// A finished restore.
+#[derive(Debug, Serialize)]
+pub struct Restored {
+    /// What was done.
+    pub plan: PlanReport,
+    /// The command that starts the server, where it was not started.
+    pub start_command: Option<String>,
+    /// The server, where it was started.
+    pub server: Option<Answering>,
+    /// What a person should know.
+    pub notices: Vec<String>,
+    /// How long it took to put the files in place.
+    pub files_seconds: f64,
+}
+
+/// Everything that is refused before a byte is written.
+struct Checked {
+    owner: Option<SystemUser>,
+    binaries: Option<Binaries>,
+    command: place::RestoreCommand,
+    segment_size: SegmentSize,
+}
+
+/// Refuses, before anything is written, what could not be carried out. Part of `--dry-run` too.
+pub fn check(prepared: &Prepared, options: &Options) -> Result<()> {
+    checked(prepared, options).map(|_| ())
+}
+
+fn checked(prepared: &Prepared, options: &Options) -> Result<Checked> {
+    let owner = place::owner(options.owner.as_deref())?;
+    inspect(&prepared.report.target_dir, prepared.lineage.id())?;
+    files::check_tablespaces(
+        &prepared.manifest,
+        &options.mapping,
+        &prepared.report.target_dir,
+    )?;
+    let binaries = match Binaries::find(prepared.server.major(), None) {
+        Ok(binaries) => Some(binaries),
+        Err(error) if options.start => return Err(error.into()),
+        Err(_) => None,
+    };
+    let command = restore_command(owner.as_ref(), options.standby)?;
+    let segment_size = u32::try_from(prepared.server.wal_segment_bytes)
+        .ok()
+        .and_then(SegmentSize::new)
+        .ok_or_else(|| Error::new(ErrorKind::Damaged, "the log's segment size is impossible"))?;
+    Ok(Checked {
+        owner,
+        binaries,
+        command,
+        segment_size,
+    })
+}
+
+/// Carries out a plan.
+pub async fn restore(
+    site: &Site,
+    prepared: Prepared,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Restored> {
+    let checked = checked(&prepared, options)?;
+    let clock = site.clock().clone();
+    let began = clock.elapsed();
+    let target = absolute(&prepared.report.target_dir)?;
+    let mut notices = Vec::from_iter(checked.command.notice.clone());
+    let mark = recovery_file(site, &prepared, options, checked.segment_size)?;
+    begin(&target, &prepared, &mark)?;
+    let config = write_everything(&prepared, &checked, options, &target, progress).await?;
+    notices.extend(config.warnings.iter().cloned());
+    let complete = RecoveryFile {
+        state: State::Complete,
+        ..mark
+    };
+    write_mark(&target, &complete, checked.owner.as_ref())?;
+    let files_seconds = clock.elapsed().saturating_sub(began).as_secs_f64();
+    let mut report = prepared.report.clone();
+    report.target_dir.clone_from(&target);
+    let mut restored = Restored {
+        plan: report,
+        start_command: None,
+        server: None,
+        notices,
+        files_seconds,
+    };
+    match (&checked.binaries, options.start) {
+        (Some(binaries), true) => {
+            let starting = start::Starting {
+                data_dir: &target,
+                binaries: binaries.clone(),
+                owner: checked.owner.clone(),
+                superuser: &prepared.server.superuser,
+                pieces: &prepared.plan.pieces,
+                replay: (prepared.plan.base_backup.start, prepared.plan.stop.end),
+                auto_after_recovery: &config.auto_after_recovery,
+                clock,
+            };
+            restored.server = Some(start::start(&starting, progress).await?);
+        }
+        _ => {
+            restored.start_command = Some(start_command(
+                checked.binaries.as_ref(),
+                checked.owner.as_ref(),
+                &target,
+            ));
+        }
+    }
+    Ok(restored)
+}
+
+async fn write_everything(
+    prepared: &Prepared,
+    checked: &Checked,
+    options: &Options,
+    target: &Path,
+    progress: &dyn Progress,
+) -> Result<RestoredConfig> {
+    let parameters = place::log_parameters(prepared).await?;
+    let config = configuration(
+        prepared,
+        &Wanted {
+            data_dir: target,
+            port: options.port,
+            owner: checked.owner.as_ref(),
+            binaries: checked.binaries.as_ref(),
+            standby: options.standby,
+            restore_command: &checked.command.command,
+        },
+        parameters,
+    );
+    let reader = Arc::new(PageReader::new(
+        prepared.fetcher.clone(),
+        prepared.manifest.clone(),
+    ));
+    let tree = Tree {
+        target,
+        mapping: &options.mapping,
+        segment_pages: prepared.server.relation_segment_pages,
+        owner: checked.owner.as_ref(),
+    };
+    let made_anew = |name: &str| config.files.iter().any(|file| file.path == name);
+    tree.write(&reader, &made_anew, progress).await?;
+    let wal = target.join("pg_wal");
+    log::lay_out(
+        &prepared.lineage,
+        prepared.plan.pieces.clone(),
+        checked.segment_size,
+        &wal,
+        progress,
+    )
+    .await?;
+    log::lay_histories(&prepared.state.branches, checked.segment_size, &wal)?;
+    for file in &config.files {
+        let path = target.join(&file.path);
+        if let Some(above) = path.parent() {
+            std::fs::create_dir_all(above).at("create", above)?;
+        }
+        write_file(&path, file.text.as_bytes(), None)?;
+    }
+    tree.finish(&reader, progress).await?;
+    Ok(config)
+}
+
+fn recovery_file(
+    site: &Site,
+    prepared: &Prepared,
+    options: &Options,
+    segment_size: SegmentSize,
+) -> Result<RecoveryFile> {
+    let log_start = prepared
+        .plan
+        .log
+        .first()
+        .map_or(prepared.plan.base_backup.start, |log| log.from);
+    Ok(RecoveryFile {
+        state: State::Unfinished,
+        cluster: prepared.report.cluster.clone(),
+        lineage: prepared.lineage.id(),
+        repository: absolute_url(&site.url)?,
+        key_file: options
+            .standby
+            .then(|| absolute(&site.key_file))
+            .transpose()?,
+        branch: prepared.plan.branch,
+        log_start,
+        log_end: (!options.standby).then_some(prepared.plan.stop.end),
+        segment_size: segment_size.bytes(),
+    })
+}
+
+/// Makes the directory ours.
+fn begin(target: &Path, prepared: &Prepared, mark: &RecoveryFile) -> Result<()> {
+    if let Some(above) = target.parent() {
+        std::fs::create_dir_all(above).at("create", above)?;
+    }
+    make_directory(target, prepared.server.data_directory_mode)?;
+    write_mark(target, mark, None)?;
+    clear(target)
+}
+
+fn write_mark(target: &Path, mark: &RecoveryFile, owner: Option<&SystemUser>) -> Result<()> {
+    let text = serde_json::to_vec_pretty(mark)
+        .map_err(|error| Error::new(ErrorKind::Bug, error.to_string()))?;
+    // Replaced whole: a torn mark would make the directory nobody's.
+    let staged = target.join(format!("{RECOVERY_FILE}.new"));
+    write_file(&staged, &text, owner)?;
+    let path = target.join(RECOVERY_FILE);
+    std::fs::rename(&staged, &path).at("put in place", &path)
+}
+
+/// The server runs elsewhere: a folder is named by its absolute path.
+fn absolute_url(url: &str) -> Result<String> {
+    if url.contains("://") {
+        return Ok(url.to_owned());
+    }
+    Ok(absolute(Path::new(url))?.display().to_string())
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).at("find", path)
+}
+
+fn start_command(binaries: Option<&Binaries>, owner: Option<&SystemUser>, target: &Path) -> String {
+    let program = binaries.map_or_else(
+        || "pg_ctl".to_owned(),
+        |binaries| binaries.program("pg_ctl").display().to_string(),
+    );
+    let run_as = owner.map_or_else(String::new, |owner| {
+        format!("runuser -u {} -- ", owner.name)
+    });
+    format!(
+        "{run_as}{program} -D {target} -l {target}/{log} start",
+        target = target.display(),
+        log = start::LOG_FILE
+    )
+}

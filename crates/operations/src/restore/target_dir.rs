@@ -69,7 +69,8 @@ pub fn inspect(target: &Path, lineage: LineageId) -> Result<Found> {
 pub fn clear(target: &Path) -> Result<()> {
     for entry in std::fs::read_dir(target).at("list", target)? {
         let entry = entry.at("list", target)?;
-        if entry.file_name() == RECOVERY_FILE {
+        // The mark that this is ours, and the links by which the places of tablespaces are ours.
+        if entry.file_name() == RECOVERY_FILE || entry.file_name() == "pg_tblspc" {
             continue;
         }
         let path = entry.path();

@@ -1,0 +1,250 @@
+//! Where a restored cluster will live: its programs, its owner, its configuration.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use borealis_base::Position;
+use borealis_pg_format::index::LogIndex;
+use borealis_pg_server::instance::{Binaries, SystemUser, users};
+use borealis_pg_server::recovery::{
+    Goal, Origin, Place, Recovery, RestoredConfig, configure, library_exists,
+};
+use borealis_repository::log::LogReader;
+use futures::{StreamExt, TryStreamExt};
+
+use super::plan::Prepared;
+use crate::error::{Error, Result};
+use crate::protect::log_frame;
+
+/// Who gets the files where root restores and names nobody.
+const DEFAULT_OWNER: &str = "postgres";
+/// Log indexes read at a time.
+const INDEXES_AT_ONCE: usize = 8;
+
+/// Who gets the files. Only root can give them away, and must: a server refuses to run as root.
+pub fn owner(named: Option<&str>) -> Result<Option<SystemUser>> {
+    if !users::is_root() {
+        return match named {
+            Some(name) if users::by_uid(rustix::process::geteuid().as_raw())?.name != name => {
+                Err(Error::refused(
+                    format!("only root can give the files to {name}"),
+                    "Run as root, or as that user without --owner.",
+                ))
+            }
+            _ => Ok(None),
+        };
+    }
+    let name = named.unwrap_or(DEFAULT_OWNER);
+    match users::by_name(name) {
+        Ok(user) if user.uid == 0 => Err(Error::refused(
+            "PostgreSQL refuses to run as root",
+            "Name another system user with --owner.",
+        )),
+        Ok(user) => Ok(Some(user)),
+        Err(_) => Err(Error::refused(
+            format!("system user {name} does not exist"),
+            "Name the system user that runs PostgreSQL with --owner.",
+        )),
+    }
+}
+
+/// Whether `user` may do with `path` what `bits` (4 read, 2 write, 1 execute) say, by its mode bits and
+/// those of the directories above it.
+fn may(user: Option<&SystemUser>, path: &Path, bits: u32) -> bool {
+    let Some(user) = user else {
+        let access = match bits {
+            2 => rustix::fs::Access::WRITE_OK,
+            1 => rustix::fs::Access::EXEC_OK,
+            _ => rustix::fs::Access::READ_OK,
+        };
+        return rustix::fs::access(path, access).is_ok();
+    };
+    let allowed = |path: &Path, bits: u32| {
+        std::fs::metadata(path).is_ok_and(|meta| {
+            let shift = if meta.uid() == user.uid {
+                6
+            } else if meta.gid() == user.gid {
+                3
+            } else {
+                0
+            };
+            meta.permissions().mode() >> shift & bits == bits
+        })
+    };
+    allowed(path, bits) && path.ancestors().skip(1).all(|above| allowed(above, 1))
+}
+
+/// The command by which the restored server asks for log.
+pub struct RestoreCommand {
+    /// As `restore_command`.
+    pub command: String,
+    /// What a person should know of it.
+    pub notice: Option<String>,
+}
+
+/// Chooses the command. All log that the plan needs lies in `pg_wal`; the command has only to prove that
+/// there is no more. Where the server's user can't run this program, a command that proves the same
+/// without looking takes its place.
+pub fn restore_command(owner: Option<&SystemUser>, standby: bool) -> Result<RestoreCommand> {
+    let program = std::env::current_exe().map_err(|error| {
+        Error::new(
+            borealis_base::ErrorKind::Bug,
+            format!("this program can't be found: {error}"),
+        )
+    })?;
+    if may(owner, &program, 1) {
+        let quoted = program.display().to_string().replace('\'', r"'\''");
+        return Ok(RestoreCommand {
+            command: format!("'{quoted}' wal fetch %f %p"),
+            notice: None,
+        });
+    }
+    let who = owner.map_or("the server's user", |owner| owner.name.as_str());
+    if standby {
+        return Err(Error::refused(
+            format!("{who} can't run {}", program.display()),
+            "Install borealis where every user can run it, for example in /usr/local/bin.",
+        ));
+    }
+    Ok(RestoreCommand {
+        // The cut and the target keep recovery exact; this only says that nothing follows.
+        command: "test -z %f".to_owned(),
+        notice: Some(format!(
+            "{who} can't run {}, so restore_command refuses every file; all log that is needed lies in pg_wal",
+            program.display()
+        )),
+    })
+}
+
+/// The largest values that the log up to the target sets of the parameters that recovery compares, in
+/// the order of `STANDBY_PARAMETERS`.
+pub async fn log_parameters(prepared: &Prepared) -> Result<[i64; 5]> {
+    let reader = &LogReader::of(&prepared.lineage);
+    let stop: Position = prepared.plan.stop.end;
+    futures::stream::iter(prepared.plan.pieces.clone())
+        .map(|part| async move {
+            let stored = reader.piece(&part.piece).await?;
+            log_frame::index(stored.head().name(), &stored.index().await?)
+        })
+        .buffered(INDEXES_AT_ONCE)
+        .try_fold([0; 5], |most, index| async move {
+            Ok(raise(most, &index, stop))
+        })
+        .await
+}
+
+fn raise(mut most: [i64; 5], index: &LogIndex, stop: Position) -> [i64; 5] {
+    for change in index
+        .parameter_changes
+        .iter()
+        .filter(|change| change.record.end <= stop)
+    {
+        let parameters = &change.parameters;
+        let values = [
+            parameters.max_connections,
+            parameters.max_worker_processes,
+            parameters.max_wal_senders,
+            parameters.max_prepared_transactions,
+            parameters.max_locks_per_transaction,
+        ];
+        for (most, value) in most.iter_mut().zip(values) {
+            *most = (*most).max(i64::from(value));
+        }
+    }
+    most
+}
+
+/// What the configuration depends on besides the plan.
+pub struct Wanted<'a> {
+    /// The data directory.
+    pub data_dir: &'a Path,
+    /// The port, where one was asked for.
+    pub port: Option<u16>,
+    /// Who runs the server.
+    pub owner: Option<&'a SystemUser>,
+    /// Its programs, if they are installed here.
+    pub binaries: Option<&'a Binaries>,
+    /// Prepare a standby.
+    pub standby: bool,
+    /// See [`restore_command`].
+    pub restore_command: &'a str,
+}
+
+/// Makes the configuration of the restored cluster.
+pub fn configuration(
+    prepared: &Prepared,
+    wanted: &Wanted<'_>,
+    log_parameters: [i64; 5],
+) -> RestoredConfig {
+    let server = &prepared.server;
+    let data_dir = wanted.data_dir;
+    let sockets = socket_directory(wanted.owner);
+    let libraries = library_directories(wanted.binaries);
+    let known_libraries = !libraries.is_empty();
+    let parent_port = server
+        .settings
+        .number("port")
+        .and_then(|port| u16::try_from(port).ok());
+    let blobs: std::collections::BTreeSet<PathBuf> = prepared
+        .manifest
+        .files()
+        .blobs
+        .iter()
+        .map(|blob| data_dir.join(&blob.name))
+        .collect();
+    configure(
+        &Origin {
+            config: &server.config,
+            settings: &server.settings,
+            log_parameters,
+        },
+        &Place {
+            data_dir,
+            port: wanted.port.or(parent_port).unwrap_or(5432),
+            socket_directory: &sockets,
+            listen_addresses: None,
+            cluster_name: &format!("{} restored", prepared.report.cluster),
+            exists: &|path| path.exists() || blobs.contains(path),
+            is_writable: &|path| may(wanted.owner, path, 2),
+            // Where the server's programs are not here, nothing can be said about its libraries.
+            has_library: &|name| !known_libraries || library_exists(name, &libraries),
+        },
+        &Recovery {
+            restore_command: wanted.restore_command,
+            branch: prepared.plan.branch,
+            goal: if wanted.standby {
+                Goal::Standby
+            } else {
+                Goal::Promote(prepared.plan.stop.start)
+            },
+        },
+    )
+}
+
+fn socket_directory(owner: Option<&SystemUser>) -> PathBuf {
+    let usual = PathBuf::from("/var/run/postgresql");
+    if may(owner, &usual, 2) {
+        usual
+    } else {
+        PathBuf::from("/tmp")
+    }
+}
+
+fn library_directories(binaries: Option<&Binaries>) -> Vec<PathBuf> {
+    let Some(binaries) = binaries else {
+        return Vec::new();
+    };
+    let output = std::process::Command::new(binaries.program("pg_config"))
+        .arg("--pkglibdir")
+        .output();
+    let told = output
+        .ok()
+        .filter(|output| output.status.success())
+        .map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    // Debian keeps pg_config in another package; its layout is known.
+    let beside = binaries.dir.parent().map(|prefix| prefix.join("lib"));
+    told.into_iter()
+        .chain(beside)
+        .filter(|directory| directory.is_dir())
+        .collect()
+}
