@@ -75,6 +75,9 @@ pub enum Command {
     /// Make a repository and its key file
     Init(Init),
     /// Report every setting, grant and version that matters, with the SQL for what is missing
+    #[command(
+        after_help = "Example:\n  borealis check --source 'host=/var/run/postgresql user=postgres'"
+    )]
     Check(SourceArgs),
     /// Back up a server continuously until stopped
     Protect(Protect),
@@ -227,8 +230,10 @@ pub enum SnapshotAction {
     #[command(after_help = "Example:\n  borealis snapshot create before-upgrade --cluster sales")]
     Create(SnapshotCreate),
     /// List the snapshots
+    #[command(after_help = "Example:\n  borealis snapshot list --cluster sales")]
     List(ClusterArg),
     /// Forget a snapshot
+    #[command(after_help = "Example:\n  borealis snapshot delete before-upgrade --cluster sales")]
     Delete(SnapshotName),
 }
 
