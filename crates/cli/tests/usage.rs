@@ -660,6 +660,33 @@ async fn sealed_content_is_shown_with_the_key_only() {
 }
 
 #[test]
+fn what_a_lineage_has_sealed_is_shown_with_the_repository_key() {
+    let place = Place::new();
+    let sample = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../repository/tests/samples/repository-1"
+    );
+    let copied = Command::new("cp")
+        .args(["-r", &format!("{sample}/repository")])
+        .arg(place.path("repository"))
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    std::fs::copy(format!("{sample}/root.key"), place.key()).unwrap();
+    std::fs::set_permissions(place.key(), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let pin = "lineages/2d455abe20d6dc735caed56bd518f5dc/pins/000000000001";
+    let shown = place.run(&["inspect", pin, "--json"]).expect_code(0).stdout();
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["authenticated"], true);
+    assert_eq!(shown["content"]["body"]["created"]["name"], "one");
+    // The sample's snapshot stands on log that it does not hold.
+    let listed = place.run(&["snapshot", "list", "--json"]).expect_code(0).stdout();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed["snapshots"][0]["restorable"], false);
+    place.run(&["verify"]).expect_code(DAMAGED);
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
     let place = Place::made();
     let (repository, key) = (place.path("repository"), place.key());
