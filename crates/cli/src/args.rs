@@ -1,6 +1,9 @@
 //! The command line: every command and option, with the text that `--help` shows. Values are parsed
 //! here as far as they can be without looking at anything.
 
+// The doc comments here are shown as they stand by `--help`, where backticks only disturb.
+#![allow(clippy::doc_markdown)]
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -111,6 +114,7 @@ pub struct Init {
 }
 
 /// `borealis protect`.
+#[allow(clippy::struct_field_names)] // fields have the names of their options
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  borealis protect --source 'host=/var/run/postgresql user=postgres' --cluster sales"

@@ -1,6 +1,8 @@
 //! What goes wrong before any server is reached: one clear message each, on standard error, with the
 //! documented exit code, and nothing left behind.
 
+#![allow(clippy::unwrap_used)] // helpers of tests
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -675,12 +677,18 @@ fn what_a_lineage_has_sealed_is_shown_with_the_repository_key() {
     std::fs::copy(format!("{sample}/root.key"), place.key()).unwrap();
     std::fs::set_permissions(place.key(), std::fs::Permissions::from_mode(0o600)).unwrap();
     let pin = "lineages/2d455abe20d6dc735caed56bd518f5dc/pins/000000000001";
-    let shown = place.run(&["inspect", pin, "--json"]).expect_code(0).stdout();
+    let shown = place
+        .run(&["inspect", pin, "--json"])
+        .expect_code(0)
+        .stdout();
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["authenticated"], true);
     assert_eq!(shown["content"]["body"]["created"]["name"], "one");
     // The sample's snapshot stands on log that it does not hold.
-    let listed = place.run(&["snapshot", "list", "--json"]).expect_code(0).stdout();
+    let listed = place
+        .run(&["snapshot", "list", "--json"])
+        .expect_code(0)
+        .stdout();
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert_eq!(listed["snapshots"][0]["restorable"], false);
     place.run(&["verify"]).expect_code(DAMAGED);
