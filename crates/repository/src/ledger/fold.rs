@@ -74,7 +74,7 @@ impl Fold {
         match body {
             EntryBody::Opened(opened) => {
                 state.log_unit = opened.log_unit.max(1);
-                // Whoever opens again means to write again.
+                // Whoever opens after a retirement takes it back; the one who retires opens first.
                 state.retired = None;
                 self.epochs.push(EpochSummary {
                     epoch: opened.epoch,
