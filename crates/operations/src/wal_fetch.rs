@@ -25,8 +25,9 @@ pub enum Fetched {
     Absent(String),
 }
 
-/// Reads the plan in `data_dir` and decides what it can alone. `Ok(None)` where the repository has to
-/// be asked.
+/// Reads the plan in `data_dir` and decides what it can alone. A restore lays the log that it needs
+/// into `pg_wal`; of a file that is there the answer is "absent", upon which PostgreSQL takes it from
+/// there (`XLogFileReadAnyTLI` in `xlogrecovery.c`), and no repository or key is needed.
 pub fn decide(data_dir: &Path, file: &str) -> Result<(RecoveryFile, Answer)> {
     let plan = RecoveryFile::load(data_dir)
         .map_err(|source| Error::File {
@@ -40,7 +41,16 @@ pub fn decide(data_dir: &Path, file: &str) -> Result<(RecoveryFile, Answer)> {
                 "borealis wal fetch is run by a restored server, in its data directory.",
             )
         })?;
-    let answer = plan.answer(file);
+    let answer = match plan.answer(file) {
+        Answer::Segment { .. } | Answer::History(_)
+            if data_dir.join("pg_wal").join(file).is_file() =>
+        {
+            Answer::Absent("it lies in pg_wal")
+        }
+        // Every history that the repository knows was laid into pg_wal.
+        Answer::History(_) if plan.log_end.is_some() => Answer::Absent("there is no such timeline"),
+        answer => answer,
+    };
     if answer == Answer::Unknown {
         return Err(Error::new(
             ErrorKind::Usage,
@@ -103,4 +113,64 @@ pub async fn serve(
 fn log_end(state: &LineageState, branch: Branch) -> Position {
     let own = state.pieces.iter().filter(|piece| piece.branch == branch);
     own.map(|piece| piece.end).max().unwrap_or(Position::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::restore::recovery_file::{RECOVERY_FILE, State};
+    use borealis_base::LineageId;
+
+    fn data_dir() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let plan = RecoveryFile {
+            state: State::Complete,
+            cluster: "sales".into(),
+            lineage: LineageId([7; 16]),
+            repository: "/srv/backup".into(),
+            key_file: None,
+            branch: Branch(1),
+            log_start: Position(0x0100_0028),
+            log_end: Some(Position(0x0380_0000)),
+            segment_size: 16 << 20,
+        };
+        let text = serde_json::to_vec(&plan).unwrap();
+        std::fs::write(directory.path().join(RECOVERY_FILE), text).unwrap();
+        std::fs::create_dir(directory.path().join("pg_wal")).unwrap();
+        std::fs::write(
+            directory.path().join("pg_wal/000000010000000000000001"),
+            b"log",
+        )
+        .unwrap();
+        directory
+    }
+
+    #[test]
+    fn log_that_lies_in_place_needs_no_repository() {
+        let directory = data_dir();
+        let answer = |file| decide(directory.path(), file).unwrap().1;
+        assert_eq!(
+            answer("000000010000000000000001"),
+            Answer::Absent("it lies in pg_wal")
+        );
+        assert!(matches!(
+            answer("000000010000000000000002"),
+            Answer::Segment { .. }
+        ));
+        assert!(matches!(
+            answer("000000010000000000000004"),
+            Answer::Absent(_)
+        ));
+        assert!(matches!(answer("00000002.history"), Answer::Absent(_)));
+    }
+
+    #[test]
+    fn could_not_look_is_not_absence() {
+        let directory = data_dir();
+        assert!(decide(directory.path(), "nonsense").is_err());
+        let elsewhere = tempfile::tempdir().unwrap();
+        assert!(decide(elsewhere.path(), "000000010000000000000001").is_err());
+        std::fs::write(directory.path().join(RECOVERY_FILE), b"{").unwrap();
+        assert!(decide(directory.path(), "000000010000000000000001").is_err());
+    }
 }

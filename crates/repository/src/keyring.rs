@@ -13,8 +13,10 @@ use borealis_keys::{
 };
 use bytes::Bytes;
 use prost::Message;
+use serde_json::{Value, json};
 
-use crate::object::{ObjectBuilder, ObjectKind, SealedObject, fetch};
+use crate::inspect::hex;
+use crate::object::{ObjectBuilder, ObjectKind, ObjectView, SealedObject, fetch};
 use crate::store::Store;
 use crate::{Error, Result};
 
@@ -177,6 +179,20 @@ pub(crate) fn seal_ring(
     builder.seal()
 }
 
+/// A key ring, for people. No key is in it that is not wrapped.
+pub(crate) fn inspect(object: &ObjectView) -> Result<Value> {
+    let ring = KeyRingMessage::decode(object.head().clear().clone())
+        .map_err(|_| object.head().damaged("its content is malformed"))?;
+    let show = |w: &WrapMessage| json!({"id": hex(&w.id), "scheme": w.scheme, "created": Timestamp(w.created)});
+    Ok(json!({
+        "owner": hex(&ring.owner),
+        "number": ring.number,
+        "owner_key_wrapped_by": ring.owner_keys.iter().map(show).collect::<Vec<_>>(),
+        "data_keys": ring.data_keys.iter().map(show).collect::<Vec<_>>(),
+        "current": hex(&ring.current),
+    }))
+}
+
 impl KeyRing {
     /// Reads the ring `name`, generation `number`.
     pub(crate) async fn read(store: &dyn Store, name: &str, number: u64) -> Result<Self> {
@@ -282,7 +298,9 @@ impl KeyRing {
             .cloned()
             .ok_or_else(|| damaged("it has no current data key"))?;
         let mut data_keys = DataKeys::new(current);
-        keys.into_iter().for_each(|key| data_keys.add(key));
+        for key in keys {
+            data_keys.add(key);
+        }
         Ok(OpenRing {
             owner_key,
             data_keys,

@@ -13,6 +13,7 @@
 
 pub mod catalog;
 pub mod error;
+pub mod inspect;
 mod keyring;
 pub mod layout;
 pub mod ledger;

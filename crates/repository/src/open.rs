@@ -9,6 +9,7 @@ use borealis_base::{Clock, Entropy, LineageId, ObjectId, RepositoryId, Timestamp
 use borealis_keys::{DataKey, DataKeys, KeyId, KeyProvider, SecretKey};
 use bytes::Bytes;
 use prost::Message;
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::catalog::{CatalogBody, CatalogState, Cluster, Lineage, Parent, check_cluster_name};
@@ -16,7 +17,7 @@ use crate::keyring::{
     KeyRing, OwnerWrap, Recipient, seal_ring, wrap_for_repository, wrap_for_root,
 };
 use crate::numbered::{ENTRIES_PER_RECAP, NumberedLog, Track, TrackName, highest};
-use crate::object::{ObjectBuilder, ObjectKind, fetch};
+use crate::object::{ObjectBuilder, ObjectKind, ObjectView, fetch};
 use crate::store::{Created, Store};
 use crate::{Error, Result, layout};
 
@@ -78,7 +79,11 @@ pub async fn describe(store: &dyn Store) -> Result<Descriptor> {
         }
         other => other?,
     };
-    let malformed = || Error::damaged(layout::DESCRIPTOR, "its content is malformed");
+    read_descriptor(&view)
+}
+
+fn read_descriptor(view: &ObjectView) -> Result<Descriptor> {
+    let malformed = || view.head().damaged("its content is malformed");
     let message =
         DescriptorMessage::decode(view.head().clear().clone()).map_err(|_| malformed())?;
     Ok(Descriptor {
@@ -94,6 +99,19 @@ pub async fn describe(store: &dyn Store) -> Result<Descriptor> {
             .collect::<Option<_>>()
             .ok_or_else(malformed)?,
     })
+}
+
+/// A descriptor, for people.
+pub(crate) fn inspect_descriptor(view: &ObjectView) -> Result<Value> {
+    let descriptor = read_descriptor(view)?;
+    let recipients: Vec<Value> = (descriptor.recipients.iter())
+        .map(|r| json!({"scheme": r.scheme, "key": r.key.to_string()}))
+        .collect();
+    Ok(json!({
+        "repository": descriptor.repository,
+        "created": descriptor.created,
+        "recipients": recipients,
+    }))
 }
 
 impl Repository {

@@ -85,7 +85,7 @@ pub async fn read_pages(
     let mut frames = futures::stream::iter(jobs)
         .map(|job| {
             let place = place.clone();
-            tokio::task::spawn_blocking(move || read_frame(&place, job))
+            tokio::task::spawn_blocking(move || read_frame(&place, &job))
         })
         .buffered(READERS);
     let mut read = PagesRead::default();
@@ -114,7 +114,7 @@ pub(super) fn interrupted() -> Error {
     )
 }
 
-fn read_frame(place: &PagePlace, job: FrameJob) -> Result<FrameDone> {
+fn read_frame(place: &PagePlace, job: &FrameJob) -> Result<FrameDone> {
     let page_bytes = place.sizes.page_bytes as usize;
     let mut content = Vec::with_capacity(job.blocks.len() * page_bytes);
     let mut damaged = Vec::new();

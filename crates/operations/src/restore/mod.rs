@@ -225,7 +225,7 @@ fn recovery_file(
         state: State::Unfinished,
         cluster: prepared.report.cluster.clone(),
         lineage: prepared.lineage.id(),
-        repository: site.url.clone(),
+        repository: absolute_url(&site.url)?,
         key_file: options
             .standby
             .then(|| absolute(&site.key_file))
@@ -255,6 +255,14 @@ fn write_mark(target: &Path, mark: &RecoveryFile, owner: Option<&SystemUser>) ->
     write_file(&staged, &text, owner)?;
     let path = target.join(RECOVERY_FILE);
     std::fs::rename(&staged, &path).at("put in place", &path)
+}
+
+/// The server runs elsewhere: a folder is named by its absolute path.
+fn absolute_url(url: &str) -> Result<String> {
+    if url.contains("://") {
+        return Ok(url.to_owned());
+    }
+    Ok(absolute(Path::new(url))?.display().to_string())
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

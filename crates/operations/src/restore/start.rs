@@ -4,6 +4,7 @@
 //! line that lets the system user who runs this log in through the socket as the bootstrap superuser;
 //! the line is taken away again before this returns.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -219,7 +220,7 @@ fn open_door(starting: &Starting<'_>) -> Result<()> {
     let lines = format!("local all {role} peer map={MAP_NAME}\n");
     let mut maps = format!("{MAP_NAME} \"{me}\" {role}\n");
     if let Some(owner) = &starting.owner {
-        maps += &format!("{MAP_NAME} \"{}\" {role}\n", owner.name);
+        let _ = writeln!(maps, "{MAP_NAME} \"{}\" {role}", owner.name);
     }
     for (path, lines) in [(access, lines), (map, maps)] {
         let rest = without_mark(&std::fs::read_to_string(&path).unwrap_or_default());

@@ -1,6 +1,7 @@
 //! What a ledger's entries add up to.
 
 use borealis_base::{LineageId, Timestamp};
+use bytes::Bytes;
 
 use super::body::EntryBody;
 use super::holder::{Holder, Presence};
@@ -156,7 +157,11 @@ impl Fold {
 
 /// Reads the body of an entry.
 pub(super) fn decode_body(name: &str, item: &Item) -> Result<EntryBody> {
-    message::decode(item.body.clone()).map_err(|bad| match bad {
+    decode(name, item.body.clone())
+}
+
+pub(super) fn decode(name: &str, body: Bytes) -> Result<EntryBody> {
+    message::decode(body).map_err(|bad| match bad {
         message::BadBody::Malformed => Error::damaged(name, "its body is malformed"),
         message::BadBody::Unknown => Error::Newer {
             object: name.to_owned(),

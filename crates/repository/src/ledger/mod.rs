@@ -11,6 +11,7 @@ mod epoch;
 mod floor;
 mod fold;
 mod holder;
+mod inspect;
 mod message;
 mod protocol;
 mod read;
@@ -29,6 +30,7 @@ pub use body::{
 pub use floor::raise_floor;
 pub use fold::EpochSummary;
 pub use holder::{Decision, Holder, Presence, SILENCE_MAX, decide};
+pub(crate) use inspect::{inspect_body, inspect_checkpoint, inspect_epoch, inspect_floor};
 pub use read::LedgerReader;
 pub use write::{Committed, LedgerWriter, Opening};
 

@@ -17,7 +17,7 @@ use crate::store::{FaultStore, Faults, MemoryStore};
 
 const SEEDS: u64 = 300;
 const WRITERS: u64 = 3;
-const RUN: Duration = Duration::from_secs(120);
+const RUN: Duration = Duration::from_mins(2);
 
 /// What the outside world has been told.
 #[derive(Default)]
@@ -313,8 +313,7 @@ async fn run(seed: u64, without: Option<Rule>) -> Witness {
         let entry = entry.unwrap_or_else(|| panic!("entry {number} was committed and is lost"));
         assert_eq!(entry.item.digest, *digest, "entry {number} is another");
     }
-    let witness = std::mem::take(&mut *witness.lock().unwrap());
-    witness
+    std::mem::take(&mut *witness.lock().unwrap())
 }
 
 /// Runs one seed on a clock of its own, in which all waiting takes no time.

@@ -125,13 +125,13 @@ impl LedgerWriter {
         body: &EntryBody,
         frames: Vec<PreparedFrame>,
     ) -> Result<Committed> {
+        self.refuse_if_fenced()?;
         if let Some(pending) = &self.pending {
             return Err(Error::Poisoned {
                 lineage: self.context().lineage,
                 entry: pending.item.head.number,
             });
         }
-        self.refuse_if_fenced()?;
         self.checkpoint().await?;
         self.prepare(body, frames).await?;
         self.drive().await
@@ -139,10 +139,10 @@ impl LedgerWriter {
 
     /// Tries a pending entry again; `None` where there is none.
     pub async fn resume(&mut self) -> Result<Option<Committed>> {
+        self.refuse_if_fenced()?;
         if self.pending.is_none() {
             return Ok(None);
         }
-        self.refuse_if_fenced()?;
         self.drive().await.map(Some)
     }
 

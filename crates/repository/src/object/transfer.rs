@@ -19,18 +19,24 @@ pub async fn fetch(store: &dyn Store, name: &str, kind: ObjectKind) -> Result<Ob
 }
 
 /// Reads the head of an object of `kind` with one ranged get, or two for a long one. Returns the
-/// bytes from 0 that came with it, too, since short objects are whole in them.
+/// bytes from 0 that came with it, too; an object that is whole in them is checked as a whole.
 pub async fn fetch_head(
     store: &dyn Store,
     name: &str,
     kind: ObjectKind,
 ) -> Result<(ObjectHead, Bytes)> {
-    let mut bytes = store.read_range(name, 0..HEAD_PROBE_BYTES).await?;
+    let mut asked = HEAD_PROBE_BYTES;
+    let mut bytes = store.read_range(name, 0..asked).await?;
     let needed = ObjectHead::bytes_needed(name, &bytes)?;
-    if needed > bytes.len() as u64 && bytes.len() as u64 == HEAD_PROBE_BYTES {
-        bytes = store.read_range(name, 0..needed).await?;
+    if needed > asked && bytes.len() as u64 == asked {
+        asked = needed;
+        bytes = store.read_range(name, 0..asked).await?;
     }
-    let head = ObjectHead::parse(name, &bytes)?;
+    let head = if (bytes.len() as u64) < asked {
+        ObjectView::parse(name, bytes.clone())?.head().clone()
+    } else {
+        ObjectHead::parse(name, &bytes)?
+    };
     head.expect_kind(kind)?;
     Ok((head, bytes))
 }

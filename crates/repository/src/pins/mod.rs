@@ -6,6 +6,7 @@ use std::sync::Arc;
 use borealis_base::{Branch, Clock, Entropy, Position, Timestamp};
 use bytes::Bytes;
 use prost::Message;
+use serde_json::{Value, json};
 
 use crate::numbered::{Item, Logged, NumberedLog, Track};
 use crate::plan::{PinSummary, RecordSpan};
@@ -116,6 +117,24 @@ impl Logged for PinState {
         }
         Ok(())
     }
+}
+
+/// The body of an entry of the log of pins, for people.
+pub(crate) fn inspect_body(name: &str, body: Bytes) -> Result<Value> {
+    let message =
+        PinMessage::decode(body).map_err(|_| Error::damaged(name, "its body is malformed"))?;
+    Ok(match message.kind {
+        Some(PinKind::Created(m)) => json!({"created": {
+            "name": m.name,
+            "branch": m.branch,
+            "last_record": {"start": Position(m.record_start), "end": Position(m.record_end)},
+            "time": m.time.map(Timestamp),
+            "note": m.note,
+            "tags": m.tags,
+        }}),
+        Some(PinKind::Deleted(m)) => json!({"deleted": {"name": m.name, "number": m.number}}),
+        None => Value::Null,
+    })
 }
 
 /// The pins of a lineage. Many processes may make and delete pins at the same time.

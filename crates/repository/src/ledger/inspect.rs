@@ -1,0 +1,136 @@
+//! The ledger's objects, for people.
+
+use borealis_base::{LineageId, Timestamp, WriteId};
+use borealis_keys::DataKeys;
+use bytes::Bytes;
+use prost::Message;
+use serde_json::{Value, json};
+
+use super::EntryBody;
+use super::fold::decode;
+use super::holder::Holder;
+use super::message::{self, CheckpointMessage, EpochMessage, FloorMessage, HolderMessage};
+use crate::inspect::{hex, opaque};
+use crate::object::ObjectView;
+use crate::plan::RecordSpan;
+use crate::{Error, Result};
+
+fn clear<M: Message + Default>(object: &ObjectView) -> Result<M> {
+    M::decode(object.head().clear().clone()).map_err(|_| malformed(object))
+}
+
+fn malformed(object: &ObjectView) -> Error {
+    object.head().damaged("its content is malformed")
+}
+
+fn lineage(object: &ObjectView, bytes: &[u8]) -> Result<LineageId> {
+    LineageId::from_slice(bytes).ok_or_else(|| malformed(object))
+}
+
+fn show_holder(holder: &Holder) -> Value {
+    json!({
+        "host": holder.host,
+        "pid": holder.pid,
+        "process_start": holder.process_start,
+        "control": holder.control,
+        "program": holder.program,
+    })
+}
+
+pub(crate) fn inspect_epoch(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Value> {
+    let epoch: EpochMessage = clear(object)?;
+    let holder = match keys {
+        None => Value::Null,
+        Some(keys) => {
+            let frame = object.frame(keys, 0)?;
+            let holder = HolderMessage::decode(frame).map_err(|_| malformed(object))?;
+            show_holder(&message::read_holder(holder))
+        }
+    };
+    Ok(json!({
+        "lineage": lineage(object, &epoch.lineage)?,
+        "number": epoch.number,
+        "write_id": WriteId::from_slice(&epoch.write_id),
+        "taken_at": Timestamp(epoch.taken_at),
+        "holder": holder,
+    }))
+}
+
+pub(crate) fn inspect_floor(object: &ObjectView) -> Result<Value> {
+    let floor: FloorMessage = clear(object)?;
+    Ok(json!({
+        "lineage": lineage(object, &floor.lineage)?,
+        "number": floor.number,
+        "lowest_entry_kept": floor.lowest,
+    }))
+}
+
+pub(crate) fn inspect_checkpoint(object: &ObjectView) -> Result<Value> {
+    let checkpoint: CheckpointMessage = clear(object)?;
+    Ok(json!({
+        "lineage": lineage(object, &checkpoint.lineage)?,
+        "number": checkpoint.number,
+        "last_entry": checkpoint.last,
+        "last_digest": hex(&checkpoint.last_digest),
+        "last_epoch": checkpoint.last_epoch,
+    }))
+}
+
+fn span(span: RecordSpan) -> Value {
+    json!({"start": span.start, "end": span.end})
+}
+
+pub(crate) fn inspect_body(name: &str, body: Bytes) -> Result<Value> {
+    Ok(match decode(name, body)? {
+        EntryBody::Opened(b) => json!({"opened": {
+            "epoch": b.epoch,
+            "log_unit": b.log_unit,
+            "holder": show_holder(&b.holder),
+        }}),
+        EntryBody::Closed(b) => json!({"closed": {"epoch": b.epoch}}),
+        EntryBody::LogPiece(b) => json!({"log_piece": {
+            "branch": b.branch,
+            "start": b.start,
+            "end": b.end,
+            "settled_before": b.settled_before,
+            "settled_after": b.settled_after,
+            "last_record": b.last_record.map(span),
+            "resume_at": b.resume_at,
+        }}),
+        EntryBody::BaseBackup(b) => json!({"base_backup": {
+            "manifest": {
+                "lineage": b.manifest.lineage,
+                "object": b.manifest.object,
+                "len": b.manifest.len,
+                "head_digest": hex(&b.manifest.head_digest),
+            },
+            "branch": b.branch,
+            "start": b.start,
+            "end": b.end,
+            "started_at": b.started_at,
+            "ended_at": b.ended_at,
+            "new_bytes": b.new_bytes,
+            "total_pages": b.total_pages,
+            "rule_set": b.rule_set,
+            "engine": opaque(&b.engine),
+        }}),
+        EntryBody::Settled(b) => json!({"settled": {
+            "branch": b.branch,
+            "through": b.through,
+            "last_record": span(b.last_record),
+        }}),
+        EntryBody::Gap(b) => json!({"gap": {
+            "branch": b.branch,
+            "from": b.from,
+            "to": b.to,
+            "reason": b.reason,
+        }}),
+        EntryBody::BranchStarted(b) => json!({"branch_started": {
+            "branch": b.branch,
+            "parent": b.parent,
+            "at": b.at,
+            "history": opaque(&b.history),
+        }}),
+        EntryBody::Retired(b) => json!({"retired": {"reason": b.reason}}),
+    })
+}

@@ -1,0 +1,208 @@
+//! A repository that an earlier release wrote, read for ever by later ones.
+//!
+//! `expected.json` was not written by this code: `read.py` beside it, a reader made from
+//! `docs/formats` alone, wrote it from the sample.
+
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use borealis_base::{Branch, LineageId, ManualClock, ObjectId, Position, SystemEntropy, Timestamp};
+use borealis_keys::FileKey;
+use borealis_repository::ledger::{
+    BaseBackup, BranchStarted, EntryBody, Gap, Holder, LogPiece, Opening, Retired, Settled,
+};
+use borealis_repository::object::{Compression, PreparedFrame};
+use borealis_repository::pins::NewPin;
+use borealis_repository::plan::{ObjectRef, RecordSpan};
+use borealis_repository::store::{self, Absent};
+use borealis_repository::{Environment, Repository};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+fn sample() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples/repository-1")
+}
+
+fn environment(absent: Absent) -> Environment {
+    let folder = sample().join("repository");
+    Environment {
+        store: store::open(folder.to_str().unwrap(), absent).unwrap(),
+        clock: Arc::new(ManualClock::new(Timestamp(1_700_000_000_000_000))),
+        entropy: Arc::new(SystemEntropy),
+    }
+}
+
+const RECORD: RecordSpan = RecordSpan {
+    start: Position(0x90),
+    end: Position(0xA0),
+};
+
+fn bodies() -> Vec<EntryBody> {
+    vec![
+        EntryBody::LogPiece(LogPiece {
+            branch: Branch(1),
+            start: Position(0x10),
+            end: Position(0xA8),
+            settled_before: None,
+            settled_after: Some(Timestamp(1_699_999_999_000_000)),
+            last_record: Some(RECORD),
+            resume_at: Position(0xA0),
+        }),
+        EntryBody::BaseBackup(BaseBackup {
+            manifest: ObjectRef {
+                lineage: LineageId([5; 16]),
+                object: ObjectId([3; 16]),
+                len: 77,
+                head_digest: [4; 32],
+            },
+            branch: Branch(1),
+            start: Position(0x10),
+            end: Position(0x60),
+            started_at: Timestamp(-1),
+            ended_at: Timestamp(2),
+            new_bytes: 1_000,
+            total_pages: 10,
+            rule_set: 3,
+            engine: Bytes::from_static(b"engine"),
+        }),
+        EntryBody::Settled(Settled {
+            branch: Branch(1),
+            through: Timestamp(1_700_000_000_000_000),
+            last_record: RECORD,
+        }),
+        EntryBody::Gap(Gap {
+            branch: Branch(1),
+            from: Position(0xA8),
+            to: Position(0xB0),
+            reason: "slot lost".to_owned(),
+        }),
+        EntryBody::BranchStarted(BranchStarted {
+            branch: Branch(2),
+            parent: Branch(1),
+            at: Position(0xB0),
+            history: Bytes::from_static(b"history"),
+        }),
+        EntryBody::Retired(Retired {
+            reason: "replaced".to_owned(),
+        }),
+    ]
+}
+
+/// Writes the sample anew; only for a new format version, into a new folder.
+#[tokio::test]
+#[ignore = "writes the sample that the next test reads"]
+async fn write_sample() {
+    let environment = environment(Absent::Create);
+    let key = FileKey::create(&sample().join("root.key"), &SystemEntropy).unwrap();
+    let repository = Repository::init(environment, &[&key]).await.unwrap();
+    let lineage = repository
+        .create_cluster("shop", Bytes::from_static(b"facts"))
+        .await
+        .unwrap();
+    let opening = Opening {
+        holder: Holder {
+            host: "host".to_owned(),
+            pid: 42,
+            process_start: 7,
+            control: "socket".to_owned(),
+            program: "borealis 0.1.0".to_owned(),
+        },
+        log_unit: 16 << 20,
+        expected_epoch: None,
+    };
+    let mut writer = lineage.open_writer(opening).await.unwrap();
+    while writer.state().head < 66 {
+        for body in bodies() {
+            let frame = PreparedFrame::new(16, Compression::Zstd(1), &[7; 1_000]);
+            writer.append(&body, vec![frame]).await.unwrap();
+        }
+    }
+    let mut pins = lineage.pins().await.unwrap();
+    for name in ["one", "two"] {
+        let pin = NewPin {
+            name: name.to_owned(),
+            branch: Branch(1),
+            last_record: RECORD,
+            time: Some(Timestamp(3)),
+            note: "note".to_owned(),
+            tags: [("a".to_owned(), "b".to_owned())].into(),
+        };
+        pins.create(pin).await.unwrap();
+    }
+    pins.delete("one").await.unwrap();
+}
+
+struct ObjectDigest([u8; 32]);
+
+impl std::fmt::Display for ObjectDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+fn span(span: RecordSpan) -> Value {
+    json!([span.start.0, span.end.0])
+}
+
+#[tokio::test]
+async fn a_repository_of_format_1_is_still_read_as_the_format_pages_say() {
+    // A checkout keeps no file modes.
+    let dir = tempfile::tempdir().unwrap();
+    let key_file = dir.path().join("root.key");
+    fs::copy(sample().join("root.key"), &key_file).unwrap();
+    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+    let key = FileKey::read(&key_file).unwrap();
+    let repository = Repository::open(environment(Absent::Refuse), &key)
+        .await
+        .unwrap();
+    let cluster = repository.cluster("shop").await.unwrap();
+    let lineage = repository
+        .lineage(cluster.newest_lineage().lineage)
+        .await
+        .unwrap();
+    let state = lineage.load_state().await.unwrap();
+    let reader = lineage.reader().await.unwrap();
+    let holder = reader.presence().await.unwrap().unwrap().holder;
+    let piece = state.pieces.last().unwrap();
+    let backup = state.base_backups.last().unwrap();
+    let settled = state.settled.last().unwrap();
+    let gap = state.gaps.last().unwrap();
+    let branch = &state.branches[&Branch(2)];
+    let pin = state.pins.last().unwrap();
+    let log = reader
+        .object(piece.entry)
+        .await
+        .unwrap()
+        .frame(lineage.keys(), 1)
+        .unwrap();
+    let head_digest = ObjectDigest(reader.head().1).to_string();
+    let read = json!({
+        "repository": repository.id(),
+        "cluster": {"name": cluster.name, "engine": String::from_utf8_lossy(&cluster.engine)},
+        "head": state.head,
+        "head_digest": head_digest,
+        "log_unit": state.log_unit,
+        "holder": [holder.host, holder.pid, holder.process_start, holder.control, holder.program],
+        "counts": [state.pieces.len(), state.base_backups.len(), state.settled.len(), state.gaps.len()],
+        "piece": [piece.entry, piece.recorded_at.0, piece.start.0, piece.end.0,
+            piece.settled_before.map(|t| t.0), piece.settled_after.map(|t| t.0),
+            piece.last_record.map(span), piece.resume_at.0, piece.stored_bytes],
+        "log": [log.len(), log[0]],
+        "base_backup": [backup.manifest.lineage.to_string(), backup.manifest.object.to_string(),
+            backup.manifest.len, backup.start.0, backup.end.0, backup.started_at.0,
+            backup.ended_at.0, backup.new_bytes, backup.total_pages, backup.rule_set],
+        "settled": [settled.through.0, span(settled.last_record)],
+        "gap": [gap.from.0, gap.to.0, gap.reason],
+        "branch": [branch.parent.0, branch.at.0, String::from_utf8_lossy(&branch.history)],
+        "retired": state.retired,
+        "pins": state.pins.len(),
+        "pin": [pin.number, pin.name, span(pin.last_record), pin.time.map(|t| t.0), pin.note, pin.tags],
+    });
+    let expected = fs::read(sample().join("expected.json")).unwrap();
+    let expected: Value = serde_json::from_slice(&expected).unwrap();
+    assert_eq!(read, expected);
+}
