@@ -1,5 +1,7 @@
 //! Kills and cuts at seeded moments under a workload: nothing that was acknowledged is missing after.
 
+#![allow(clippy::unwrap_used)] // a test: a failure is a panic
+
 use std::time::Duration;
 
 use borealis_base::{Position, SeededEntropy};
@@ -96,7 +98,8 @@ async fn kills_and_cut_connections_lose_nothing_that_was_acknowledged() {
                 server
                     .sql(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                         WHERE backend_type = 'walsender' OR application_name LIKE 'borealis%'",
+                         WHERE pid <> pg_backend_pid() \
+                         AND (backend_type = 'walsender' OR application_name LIKE 'borealis%')",
                     )
                     .await;
                 absorb(&mut outcome, running.stop().await);

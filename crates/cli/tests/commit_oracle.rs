@@ -3,6 +3,8 @@
 //! the writers, who know what was acknowledged, `pg_waldump` on the source's own log, and the checks
 //! of `amcheck` and `pg_visibility`.
 
+#![allow(clippy::unwrap_used)] // a test: a failure is a panic
+
 use std::time::Duration;
 
 use borealis_base::{Position, SeededEntropy, Timestamp};

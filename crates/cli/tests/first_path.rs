@@ -1,6 +1,8 @@
 //! The first complete path, as a person goes it: make a repository, protect, restore to each kind of
 //! target.
 
+#![allow(clippy::unwrap_used)] // a test: a failure is a panic
+
 use std::path::Path;
 use std::process::Command;
 

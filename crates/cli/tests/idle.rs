@@ -1,6 +1,8 @@
 //! A server that nobody writes to: its latest restorable time follows the clock, and the repository
 //! does not grow meanwhile.
 
+#![allow(clippy::unwrap_used)] // a test: a failure is a panic
+
 use std::time::Duration;
 
 use borealis_testkit::program::moment;

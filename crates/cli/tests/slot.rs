@@ -1,5 +1,7 @@
 //! The replication slot: when there is one, what happens without it, and what a gap leaves usable.
 
+#![allow(clippy::unwrap_used)] // a test: a failure is a panic
+
 use borealis_base::Position;
 use borealis_testkit::program::{DEADLINE, position};
 use borealis_testkit::server::ServerOptions;

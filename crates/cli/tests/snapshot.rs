@@ -1,5 +1,7 @@
 //! Snapshots: what they hold, and when none is made.
 
+#![allow(clippy::unwrap_used)] // a test: a failure is a panic
+
 use borealis_testkit::program::text;
 use borealis_testkit::server::ServerOptions;
 use borealis_testkit::workload::ledger_rows;

@@ -1,6 +1,8 @@
 //! Two `protect` of one cluster: the second is refused while the first lives, replaces it when it is
 //! dead, and fences it when told to take over.
 
+#![allow(clippy::unwrap_used)] // a test: a failure is a panic
+
 use borealis_testkit::server::ServerOptions;
 use borealis_testkit::{Protect, Site, TestServer, oracle, wait_until};
 

@@ -408,10 +408,11 @@ impl Protect {
 
     /// Waits until it ends by itself; returns its exit code.
     pub async fn wait_end(&mut self) -> Option<i32> {
-        match tokio::time::timeout(DEADLINE, self.child.wait()).await {
-            Ok(status) => status.expect("it is our child").code(),
-            Err(_) => panic!("protect has not ended:\n{}", self.log()),
-        }
+        let ended = tokio::time::timeout(DEADLINE, self.child.wait()).await;
+        let Ok(status) = ended else {
+            panic!("protect has not ended:\n{}", self.log());
+        };
+        status.expect("it is our child").code()
     }
 
     /// Asks it to stop; it must end well.
@@ -439,15 +440,18 @@ impl Protect {
     fn unexpected(&self) -> Vec<String> {
         let log = self.log();
         log.lines()
-            .filter(|line| {
-                ["ERROR", "panicked", "defect"]
-                    .iter()
-                    .any(|w| line.contains(w))
-            })
+            .filter(|line| is_trouble(line))
             .filter(|line| !self.allowed.iter().any(|words| line.contains(words)))
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// Whether a line of the log is an error, not a warning that tells of one.
+fn is_trouble(line: &str) -> bool {
+    line.split_whitespace().nth(1) == Some("ERROR")
+        || line.starts_with("defect:")
+        || line.contains("panicked")
 }
 
 impl Drop for Protect {

@@ -6,6 +6,11 @@ use borealis_pg_server::instance::command_as;
 use crate::TestServer;
 use crate::server::system_user;
 
+/// Bytes of a log segment of test servers, unless they ask for another size.
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// Bytes of the header of a segment's first page (`SizeOfXLogLongPHD` in `xlog_internal.h`).
+const LONG_PAGE_HEADER_BYTES: u64 = 40;
+
 /// A record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -17,6 +22,13 @@ pub struct Record {
 
 /// The records of `[from, to)` of a server's own log, which must still be there.
 pub fn records(server: &TestServer, from: Position, to: Position) -> Vec<Record> {
+    // Where the log ends with a segment, the next one has no file yet, only the header to come counts.
+    let header_only = to.0 % SEGMENT_BYTES <= LONG_PAGE_HEADER_BYTES;
+    let to = if header_only {
+        to.align_down(SEGMENT_BYTES)
+    } else {
+        to
+    };
     let output = command_as(
         &server.binaries().program("pg_waldump"),
         system_user().as_ref(),
