@@ -75,7 +75,7 @@ impl Fold {
         match body {
             EntryBody::Opened(opened) => {
                 state.log_unit = opened.log_unit.max(1);
-                // Whoever opens after a retirement takes it back; the one who retires opens first.
+                // Whoever opens again means to write again.
                 state.retired = None;
                 self.epochs.push(EpochSummary {
                     epoch: opened.epoch,
