@@ -23,14 +23,14 @@ use borealis_repository::ledger::{LedgerReader, Presence};
 use borealis_repository::log::LogReader;
 use borealis_repository::pins::{NewPin, PIN_NAME_BYTES_MAX, Pins};
 use borealis_repository::plan::{
-    Coverage, LineageState, PieceSummary, RecordSpan, plan_to, what_a_pin_needs, windows,
+    Coverage, LineageState, PieceSummary, RecordSpan, plan_to, what_a_pin_needs,
 };
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::protect::{begin, control, log_frame};
 use crate::site::{ClusterIdentity, Site};
-use crate::status::ships_log;
+use crate::status::{exact_windows, ships_log};
 
 /// How often the ledger is looked at while waiting.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -162,7 +162,7 @@ pub async fn create_at_latest(site: &Site, cluster: Option<&str>, name: &str) ->
     let mut pins = lineage.pins().await?;
     refuse_existing(&pins, name)?;
     let state = lineage.load_state().await?;
-    let windows = windows(&state);
+    let windows = exact_windows(&lineage, &state).await?;
     let newest = windows.iter().max_by_key(|window| window.last_entry);
     let Some(newest) = newest else {
         return Err(Error::refused(

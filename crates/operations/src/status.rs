@@ -302,7 +302,7 @@ fn protector(present: &Presence) -> Protector {
 }
 
 /// The windows, their earliest moments exact.
-async fn exact_windows(lineage: &Lineage, state: &LineageState) -> Result<Vec<Window>> {
+pub(crate) async fn exact_windows(lineage: &Lineage, state: &LineageState) -> Result<Vec<Window>> {
     let wanted = steps_wanted(state);
     let log = LogReader::of(lineage);
     let mut steps = KnownSteps::new();

@@ -55,7 +55,12 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
             config,
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
-            stop: stop_on_signals()?,
+            stop: match cli.command {
+                // A server that stops ends its restore_command by SIGTERM and wants to see that it died
+                // of it (`RestoreArchivedFile` in `xlogarchive.c`).
+                Command::Wal(_) => CancellationToken::new(),
+                _ => stop_on_signals()?,
+            },
         };
         dispatch(&context, cli.command).await
     });
@@ -76,7 +81,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Snapshot(args) => context.interruptible(snapshot::run(context, &args)).await,
         Command::Verify(args) => context.interruptible(verify::run(context, &args)).await,
         Command::Inspect(args) => context.interruptible(inspect::run(context, &args)).await,
-        Command::Wal(args) => context.interruptible(wal::run(context, args)).await,
+        Command::Wal(args) => wal::run(context, args).await,
     }
 }
 

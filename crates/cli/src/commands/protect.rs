@@ -62,7 +62,8 @@ fn text(stopped: &Stopped) -> String {
         stopped.cluster, stopped.durable
     );
     for note in &stopped.notes {
-        out += &format!("\nnote: {note}");
+        out += "\nnote: ";
+        out += note;
     }
     out
 }
