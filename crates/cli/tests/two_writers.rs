@@ -53,11 +53,13 @@ async fn one_that_was_killed_is_replaced_at_once_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fenced_protect_stops_with_its_own_exit_code_and_publishes_nothing() {
-    let server = TestServer::start(ServerOptions::default()).await;
+    let mut server = TestServer::start(ServerOptions::default()).await;
+    // The one that is held keeps the slot until it goes on.
+    server.allow_in_log("is active for PID");
     server.sql("CREATE TABLE t (id int)").await;
     let site = Site::init(PROGRAM, &server).await;
     let mut first = Protect::begin(&site, &[]).await;
-    first.allow_in_log("");
+    first.allow_in_log("epoch");
     // Held, it cannot know that it was replaced until it goes on.
     first.freeze();
     let second = Protect::start(&site, &["--take-over"]);

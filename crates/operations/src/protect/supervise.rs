@@ -273,7 +273,11 @@ impl Protection<'_> {
                 }
                 Err(error) => Err(error),
             },
-            taken = self.base_backups(&captured) => taken.map(|()| Ended::Stopped),
+            taken = self.base_backups(&captured) => match taken {
+                // Whoever asked to stop did not ask for the base backup that this gives up.
+                Err(error) if error.kind() == ErrorKind::Interrupted => Ok(Ended::Stopped),
+                taken => taken.map(|()| Ended::Stopped),
+            },
             reason = self.watch_slot() => Ok(Ended::Gap(reason)),
         };
         receiving.cancel();
