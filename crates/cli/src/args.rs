@@ -1,6 +1,9 @@
 //! The command line: every command and option, with the text that `--help` shows. Values are parsed
 //! here as far as they can be without looking at anything.
 
+// The doc comments here are shown as they stand by `--help`, where backticks only disturb.
+#![allow(clippy::doc_markdown)]
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -75,6 +78,9 @@ pub enum Command {
     /// Make a repository and its key file
     Init(Init),
     /// Report every setting, grant and version that matters, with the SQL for what is missing
+    #[command(
+        after_help = "Example:\n  borealis check --source 'host=/var/run/postgresql user=postgres'"
+    )]
     Check(SourceArgs),
     /// Back up a server continuously until stopped
     Protect(Protect),
@@ -108,6 +114,7 @@ pub struct Init {
 }
 
 /// `borealis protect`.
+#[allow(clippy::struct_field_names)] // fields have the names of their options
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  borealis protect --source 'host=/var/run/postgresql user=postgres' --cluster sales"
@@ -227,8 +234,10 @@ pub enum SnapshotAction {
     #[command(after_help = "Example:\n  borealis snapshot create before-upgrade --cluster sales")]
     Create(SnapshotCreate),
     /// List the snapshots
+    #[command(after_help = "Example:\n  borealis snapshot list --cluster sales")]
     List(ClusterArg),
     /// Forget a snapshot
+    #[command(after_help = "Example:\n  borealis snapshot delete before-upgrade --cluster sales")]
     Delete(SnapshotName),
 }
 

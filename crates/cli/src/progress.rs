@@ -76,7 +76,7 @@ struct Phase {
 
 impl Phase {
     fn line(&self, now: Duration) -> serde_json::Value {
-        let seconds = (now - self.began).as_secs_f64();
+        let seconds = now.saturating_sub(self.began).as_secs_f64();
         #[allow(clippy::cast_precision_loss)] // a rate for people
         let rate = if seconds > 0.0 {
             self.done as f64 / seconds

@@ -1,11 +1,26 @@
-//! Joins a server to a repository.
+//! Joins a server to a repository: each module is one thing that people ask for.
+//!
+//! - continuous backup ([`protect`]): replication stream → cut → log index → seal → ledger; the durable
+//!   position goes back to the server.
+//! - base backup ([`base_backup`]): start → blocks changed since the last one's start → check → pack → seal;
+//!   stop → log durable past the stop → ledger.
+//! - restore ([`restore`]): moment → position → base backup and log → files, control file last → recovery
+//!   → ready. [`wal_fetch`] answers the recovering server.
+//! - [`snapshot`], [`status`], [`verify`] and [`inspect`] read what the repository holds.
+//!
+//! A [`Site`] is an open repository; everything here starts from one.
+
 pub mod base_backup;
 pub mod error;
 pub mod host;
+pub mod inspect;
 pub mod protect;
 pub mod restore;
 pub mod site;
+pub mod snapshot;
 pub mod status;
+pub mod verify;
 pub mod wal_fetch;
+
 pub use error::{Error, Result};
 pub use site::Site;

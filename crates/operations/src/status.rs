@@ -1,10 +1,28 @@
 //! What is protected, and to which moments it can be restored. Computed from what is stored (law 2),
 //! never from what was asked for.
 
+use std::path::Path;
 use std::time::Duration;
 
-use borealis_base::{ByteLen, LineageId, Position, Timestamp};
+use borealis_base::{ByteLen, ErrorKind, LineageId, Position, Timestamp};
+use borealis_repository::Lineage;
+use borealis_repository::catalog::Cluster;
+use borealis_repository::ledger::{Presence, SILENCE_MAX};
+use borealis_repository::log::LogReader;
+use borealis_repository::pages::fetch::Fetcher;
+use borealis_repository::pages::manifest::Manifest;
+use borealis_repository::plan::{
+    BaseBackupSummary, KnownSteps, LineageState, Window, steps_wanted, windows_with,
+};
 use serde::Serialize;
+
+use crate::base_backup::facts::{DamagedPage, ServerState};
+use crate::error::Result;
+use crate::protect::{control, process_of};
+use crate::site::Site;
+
+/// Damaged pages that a note names; more are counted.
+const DAMAGED_PAGES_NAMED: usize = 3;
 
 /// The answer to `status`.
 #[derive(Debug, Clone, Serialize)]
@@ -187,5 +205,325 @@ impl ClusterStatus {
             holder.host,
             borealis_base::show_duration(now.since(holder.last_sign_of_life))
         )
+    }
+}
+
+/// Looks at the cluster named, or at all. Where its `protect` runs on this machine, that is asked first
+/// to settle the present, so that the latest restorable time of an idle cluster follows the clock.
+pub async fn load(site: &Site, cluster: Option<&str>) -> Result<StatusReport> {
+    let clusters = match cluster {
+        Some(name) => vec![site.cluster(Some(name)).await?],
+        None => site.live_clusters().await?,
+    };
+    let mut report = StatusReport {
+        repository: site.url.clone(),
+        clusters: Vec::with_capacity(clusters.len()),
+    };
+    for cluster in &clusters {
+        report.clusters.push(load_cluster(site, cluster).await?);
+    }
+    Ok(report)
+}
+
+async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
+    let lineage = site.lineage(cluster).await?;
+    let mut reader = lineage.reader().await?;
+    let mut notes = Vec::new();
+    let present = reader.presence().await?;
+    if settle(present.as_ref(), &mut notes).await {
+        reader.refresh().await?;
+    }
+    // Read again: what was settled is a sign of life.
+    let protector = reader.presence().await?.as_ref().map(protector);
+    let mut state = reader.state().clone();
+    state.pins = lineage.pins().await?.all().to_vec();
+    let windows = exact_windows(&lineage, &state).await?;
+    let now = site.clock().now();
+    notes.extend(protection_note(&state, protector.as_ref(), now));
+    let newest = newest_base_backup(&state);
+    if let Some(base) = newest {
+        notes.extend(damage_note(&lineage, base).await?);
+    }
+    notes.push("nothing expires yet: retention is not implemented".to_owned());
+    Ok(summarise(
+        &cluster.name,
+        &state,
+        &windows,
+        protector,
+        notes,
+        now,
+    ))
+}
+
+/// Has a `protect` of this machine settle the present; whether the ledger may have grown.
+async fn settle(present: Option<&Presence>, notes: &mut Vec<String>) -> bool {
+    let Some(present) = present.filter(|present| is_running(present) == Some(true)) else {
+        return false;
+    };
+    if present.holder.control.is_empty() {
+        return false;
+    }
+    let path = Path::new(&present.holder.control);
+    match control::ask(path, control::Request::Settle).await {
+        Ok(answer) => answer.is_some(),
+        Err(error) => {
+            notes.push(format!("{error}; the latest moment may be later"));
+            true
+        }
+    }
+}
+
+/// Whether the holder runs; `None` if that can't be seen from here.
+fn is_running(present: &Presence) -> Option<bool> {
+    if present.closed {
+        return Some(false);
+    }
+    process_of(&present.holder).is_alive()
+}
+
+/// Whether somebody is there who ships log, as far as it can be told: a process elsewhere counts until
+/// it has been silent for too long.
+pub(crate) fn ships_log(present: Option<&Presence>, now: Timestamp) -> bool {
+    present.is_some_and(|present| {
+        let recent = now.since(present.last_sign) <= SILENCE_MAX;
+        !present.closed && is_running(present).unwrap_or(recent)
+    })
+}
+
+fn protector(present: &Presence) -> Protector {
+    let process = process_of(&present.holder);
+    Protector {
+        host: process.host,
+        pid: process.pid,
+        epoch: present.epoch,
+        last_sign_of_life: present.last_sign,
+        running: is_running(present),
+    }
+}
+
+/// The windows, their earliest moments exact.
+pub(crate) async fn exact_windows(lineage: &Lineage, state: &LineageState) -> Result<Vec<Window>> {
+    let wanted = steps_wanted(state);
+    let log = LogReader::of(lineage);
+    let mut steps = KnownSteps::new();
+    for piece in (state.pieces.iter()).filter(|piece| wanted.contains(&piece.entry)) {
+        steps.insert(piece.entry, log.piece(piece).await?.time_steps().await?);
+    }
+    Ok(windows_with(state, &steps))
+}
+
+fn newest_base_backup(state: &LineageState) -> Option<&BaseBackupSummary> {
+    state.base_backups.iter().max_by_key(|base| base.entry)
+}
+
+fn protection_note(
+    state: &LineageState,
+    protector: Option<&Protector>,
+    now: Timestamp,
+) -> Option<String> {
+    let holder = protector.filter(|_| state.retired.is_none())?;
+    let silent_for = now.since(holder.last_sign_of_life);
+    match holder.running {
+        Some(false) => Some("protect is not running: nothing new is backed up".to_owned()),
+        None if silent_for > SILENCE_MAX => Some(format!(
+            "protect on {} has shown no sign of life for {}",
+            holder.host,
+            borealis_base::show_duration(silent_for)
+        )),
+        _ => None,
+    }
+}
+
+/// Pages that were damaged on the server when the newest base backup read them.
+async fn damage_note(lineage: &Lineage, base: &BaseBackupSummary) -> Result<Option<String>> {
+    let manifest = match Manifest::load(&Fetcher::of(lineage), &base.manifest).await {
+        Ok(manifest) => manifest,
+        // The rest of the report is still true, and says nothing of what is stored in packs either.
+        Err(error) if error.kind() == ErrorKind::Damaged => {
+            return Ok(Some(format!(
+                "the newest base backup can't be read: {error}; run borealis verify"
+            )));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let server = ServerState::decode(&manifest.name(), &manifest.info().engine)?;
+    Ok(damaged_pages(&server.damaged))
+}
+
+fn damaged_pages(damaged: &[DamagedPage]) -> Option<String> {
+    let named: Vec<String> = (damaged.iter().take(DAMAGED_PAGES_NAMED))
+        .map(|page| format!("{} block {} ({})", page.path, page.block, page.fault))
+        .collect();
+    let more = match damaged.len().saturating_sub(named.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!damaged.is_empty()).then(|| {
+        format!(
+            "the server has damaged pages, seen by the newest base backup: {}{more}",
+            named.join(", ")
+        )
+    })
+}
+
+/// Puts together what a cluster's ledger says.
+fn summarise(
+    name: &str,
+    state: &LineageState,
+    windows: &[Window],
+    protector: Option<Protector>,
+    notes: Vec<String>,
+    now: Timestamp,
+) -> ClusterStatus {
+    let latest = (windows.iter())
+        .filter_map(|window| window.latest.time)
+        .max();
+    ClusterStatus {
+        name: name.to_owned(),
+        lineage: state.lineage,
+        protector,
+        retired: state.retired.clone(),
+        latest_restorable_time: latest,
+        lag_seconds: latest.map(|latest| now.since(latest).as_secs_f64()),
+        windows: (windows.iter())
+            .map(|window| WindowStatus {
+                branch: window.branch.0,
+                earliest_time: window.earliest.time,
+                latest_time: window.latest.time,
+                earliest_position: window.earliest.position,
+                latest_position: window.latest.position,
+            })
+            .collect(),
+        base_backups: state.base_backups.len(),
+        last_base_backup: newest_base_backup(state).map(|base| BaseBackupStatus {
+            start: base.start,
+            end: base.end,
+            ended_at: base.ended_at,
+            new_bytes: base.new_bytes,
+        }),
+        snapshots: state.pins.len(),
+        log_bytes: state.pieces.iter().map(|piece| piece.stored_bytes).sum(),
+        base_backup_bytes: state.base_backups.iter().map(|base| base.new_bytes).sum(),
+        gaps: (state.gaps.iter())
+            .map(|gap| GapStatus {
+                branch: gap.branch.0,
+                from: gap.from,
+                to: gap.to,
+                reason: gap.reason.clone(),
+            })
+            .collect(),
+        notes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_base::Branch;
+    use borealis_repository::ledger::Holder;
+    use borealis_repository::plan::{Edge, RecordSpan};
+
+    fn window(latest: Option<i64>) -> Window {
+        let edge = |position, time: Option<i64>| Edge {
+            position: Position(position),
+            time: time.map(Timestamp),
+        };
+        Window {
+            branch: Branch(1),
+            earliest: edge(0x100, latest.map(|_| 0)),
+            latest: edge(0x200, latest),
+            last_record: RecordSpan {
+                start: Position(0x1F0),
+                end: Position(0x200),
+            },
+            last_entry: 2,
+            base_backups: vec![1],
+        }
+    }
+
+    fn status(windows: &[Window], now: i64) -> ClusterStatus {
+        let state = LineageState::empty(LineageId([1; 16]));
+        summarise("main", &state, windows, None, Vec::new(), Timestamp(now))
+    }
+
+    #[test]
+    fn the_lag_is_to_the_latest_moment_of_all_windows() {
+        let windows = [
+            window(Some(9_000_000)),
+            window(Some(4_000_000)),
+            window(None),
+        ];
+        let status = status(&windows, 10_500_000);
+        assert_eq!(status.latest_restorable_time, Some(Timestamp(9_000_000)));
+        assert_eq!(status.lag_seconds, Some(1.5));
+    }
+
+    #[test]
+    fn a_source_clock_ahead_of_ours_gives_no_negative_lag() {
+        assert_eq!(status(&[window(Some(5))], 0).lag_seconds, Some(0.0));
+    }
+
+    #[test]
+    fn without_a_settled_moment_there_is_no_lag_to_tell() {
+        let status = status(&[window(None)], 10);
+        assert_eq!(
+            (status.latest_restorable_time, status.lag_seconds),
+            (None, None)
+        );
+        assert!(
+            status
+                .to_text(Timestamp(10))
+                .contains("nothing can be restored yet")
+        );
+    }
+
+    fn presence(closed: bool) -> Presence {
+        Presence {
+            holder: Holder {
+                host: "db another-machine".to_owned(),
+                pid: 7,
+                ..Holder::default()
+            },
+            epoch: 1,
+            last_sign: Timestamp(0),
+            closed,
+        }
+    }
+
+    #[test]
+    fn a_protect_elsewhere_counts_until_it_is_silent_for_too_long() {
+        let late = Timestamp(0).plus(SILENCE_MAX).plus_micros(1);
+        assert!(ships_log(
+            Some(&presence(false)),
+            Timestamp(0).plus(SILENCE_MAX)
+        ));
+        assert!(!ships_log(Some(&presence(false)), late));
+        assert!(!ships_log(Some(&presence(true)), Timestamp(0)));
+        assert!(!ships_log(None, Timestamp(0)));
+    }
+
+    #[test]
+    fn a_protect_that_stopped_is_a_note_unless_that_was_wanted() {
+        let mut state = LineageState::empty(LineageId([1; 16]));
+        let stopped = protector(&presence(true));
+        let note = |state: &LineageState| protection_note(state, Some(&stopped), Timestamp(0));
+        assert!(note(&state).unwrap().contains("not running"));
+        state.retired = Some("unprotected on request".to_owned());
+        assert_eq!(note(&state), None);
+    }
+
+    #[test]
+    fn damaged_pages_are_named_and_the_rest_counted() {
+        let page = |block| DamagedPage {
+            path: "base/5/16384".to_owned(),
+            block,
+            fault: "checksum".to_owned(),
+        };
+        assert_eq!(damaged_pages(&[]), None);
+        let note = damaged_pages(&(0..5).map(page).collect::<Vec<_>>()).unwrap();
+        assert!(
+            note.contains("base/5/16384 block 2 (checksum) and 2 more"),
+            "{note}"
+        );
     }
 }

@@ -96,7 +96,8 @@ fn own_content(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Value> {
     }
 }
 
-fn entry_content(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Value> {
+/// An entry's head and, with keys, what it says. What other frames it has is not shown.
+pub fn entry_content(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Value> {
     let head = EntryHead::decode(object.head().clear())
         .ok_or_else(|| object.head().damaged("its entry head is malformed"))?;
     let mut content = Map::from_iter([

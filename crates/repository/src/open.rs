@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use borealis_base::{Clock, Entropy, LineageId, ObjectId, RepositoryId, Timestamp};
-use borealis_keys::{DataKey, DataKeys, KeyId, KeyProvider, SecretKey};
+use borealis_keys::{DataKey, DataKeyId, DataKeys, KeyId, KeyProvider, SecretKey};
 use bytes::Bytes;
 use prost::Message;
 use serde_json::{Value, json};
@@ -66,6 +66,7 @@ pub struct Repository {
     environment: Environment,
     descriptor: Descriptor,
     key: SecretKey,
+    catalog_keys: Arc<DataKeys>,
     catalog: Mutex<NumberedLog<CatalogState>>,
 }
 
@@ -198,9 +199,10 @@ impl Repository {
                 held: provider.key_id(),
             });
         };
+        let catalog_keys = Arc::new(open.data_keys);
         let track = Track {
             store: environment.store.clone(),
-            keys: Arc::new(open.data_keys),
+            keys: catalog_keys.clone(),
             owner: descriptor.repository.0,
             name: TrackName::Catalog,
             entries_per_recap: ENTRIES_PER_RECAP,
@@ -211,6 +213,7 @@ impl Repository {
             environment,
             descriptor,
             key: open.owner_key,
+            catalog_keys,
         })
     }
 
@@ -331,6 +334,22 @@ impl Repository {
         }
         let open = ring.open_with_repository(&self.key)?;
         Ok(self.handle(lineage, open.data_keys))
+    }
+
+    /// The key ring that holds data key `key`, the catalog's or a lineage's; `None` where none does.
+    pub async fn keys_with(&self, key: DataKeyId) -> Result<Option<Arc<DataKeys>>> {
+        if self.catalog_keys.get(key).is_some() {
+            return Ok(Some(self.catalog_keys.clone()));
+        }
+        for cluster in self.clusters().await? {
+            for record in &cluster.lineages {
+                let lineage = self.lineage(record.lineage).await?;
+                if lineage.keys().get(key).is_some() {
+                    return Ok(Some(lineage.keys().clone()));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn handle(&self, lineage: LineageId, keys: DataKeys) -> Lineage {

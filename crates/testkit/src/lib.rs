@@ -5,13 +5,16 @@
 //! sound and the same. Nothing here is compiled into a product.
 
 pub mod oracle;
+pub mod program;
 pub mod server;
+pub mod waldump;
 pub mod workload;
 
 use std::time::Duration;
 
 use borealis_base::{Clock, SystemClock};
 
+pub use program::{Answer, Protect, Site};
 pub use server::{ServerOptions, TestServer};
 pub use workload::{Acknowledged, Outcome, Workload, WorkloadOptions};
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use borealis_base::SystemClock;
+use borealis_base::{Position, SystemClock, Timestamp};
 use borealis_pg_server::conninfo::{ConnInfo, Surroundings};
 use borealis_pg_server::instance::{Binaries, Instance, Launch, StopMode, SystemUser, users};
 use borealis_pg_server::instance::{command_as, running_pid};
@@ -91,10 +91,13 @@ pub struct TestServer {
     binaries: Binaries,
     user: Option<SystemUser>,
     instance: Option<Instance>,
+    socket_dir: PathBuf,
+    log_file: PathBuf,
     allowed: Vec<String>,
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listens on now.
+pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     listener.local_addr().expect("is bound").port()
 }
@@ -148,15 +151,7 @@ impl TestServer {
             "initdb: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let mut server = Self {
-            dir,
-            data_dir,
-            port: free_port(),
-            binaries,
-            user,
-            instance: None,
-            allowed: Vec::new(),
-        };
+        let mut server = Self::at(dir, data_dir, binaries, user);
         server.write_settings(&options);
         server.start_again().await;
         server
@@ -166,15 +161,7 @@ impl TestServer {
     /// The directory itself is left behind when the server is dropped.
     pub async fn adopt(data_dir: &Path, major: u32, settings: &[(&str, &str)]) -> Self {
         let binaries = Binaries::find(major, None).expect("the server is installed");
-        let mut server = Self {
-            dir: server_dir(),
-            data_dir: data_dir.to_owned(),
-            port: free_port(),
-            binaries,
-            user: system_user(),
-            instance: None,
-            allowed: Vec::new(),
-        };
+        let mut server = Self::at(server_dir(), data_dir.to_owned(), binaries, system_user());
         let settings: Vec<_> = settings
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
@@ -182,6 +169,41 @@ impl TestServer {
         server.launch_with(settings);
         server.wait_ready().await;
         server
+    }
+
+    /// Takes over a server that something else started, such as a restore, and which writes its
+    /// output to `log_file`. Its port and socket are those that it shows in `postmaster.pid`.
+    /// The directory itself is left behind when the server is dropped.
+    pub fn attach(data_dir: &Path, major: u32, log_file: &Path) -> Self {
+        let binaries = Binaries::find(major, None).expect("the server is installed");
+        let mut server = Self::at(server_dir(), data_dir.to_owned(), binaries, system_user());
+        let instance = Instance::attach(data_dir, log_file).expect("the server runs");
+        let text = std::fs::read_to_string(data_dir.join("postmaster.pid")).expect("it runs");
+        let line = |number| {
+            text.lines()
+                .nth(number)
+                .expect("a line of miscadmin.h")
+                .trim()
+        };
+        server.port = line(3).parse().expect("the fourth line is the port");
+        server.socket_dir = PathBuf::from(line(4));
+        log_file.clone_into(&mut server.log_file);
+        server.instance = Some(instance);
+        server
+    }
+
+    fn at(dir: TempDir, data_dir: PathBuf, binaries: Binaries, user: Option<SystemUser>) -> Self {
+        Self {
+            data_dir,
+            port: free_port(),
+            binaries,
+            user,
+            instance: None,
+            socket_dir: dir.path().to_owned(),
+            log_file: dir.path().join("server.log"),
+            allowed: Vec::new(),
+            dir,
+        }
     }
 
     fn write_settings(&self, options: &ServerOptions) {
@@ -213,7 +235,7 @@ impl TestServer {
         settings.push(("port".to_owned(), self.port.to_string()));
         settings.push((
             "unix_socket_directories".to_owned(),
-            self.dir.path().display().to_string(),
+            self.socket_dir.display().to_string(),
         ));
         let launch = Launch {
             binaries: self.binaries.clone(),
@@ -249,6 +271,11 @@ impl TestServer {
     /// Ends recovery and waits until that is done.
     pub async fn promote(&mut self) {
         self.sql("SELECT pg_promote()").await;
+        self.wait_for(true).await;
+    }
+
+    /// Waits until recovery has ended.
+    pub async fn wait_promoted(&mut self) {
         self.wait_for(true).await;
     }
 
@@ -304,7 +331,7 @@ impl TestServer {
     pub fn dsn(&self) -> String {
         format!(
             "host={} port={} user={SUPERUSER} dbname=postgres",
-            self.dir.path().display(),
+            self.socket_dir.display(),
             self.port
         )
     }
@@ -399,6 +426,30 @@ impl TestServer {
         self.port
     }
 
+    /// The server's clock.
+    pub async fn now(&self) -> Timestamp {
+        let micros = self
+            .value("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text")
+            .await;
+        Timestamp(micros.parse().expect("a number"))
+    }
+
+    /// Waits until the server's clock has gone on by `duration`; returns what it shows then.
+    pub async fn let_pass(&self, duration: Duration) -> Timestamp {
+        let until = self.now().await.plus(duration);
+        crate::wait_until("time to pass", DEADLINE + duration, async || {
+            let now = self.now().await;
+            (now >= until).then_some(now)
+        })
+        .await
+    }
+
+    /// The end of its log.
+    pub async fn insert_position(&self) -> Position {
+        let text = self.value("SELECT pg_current_wal_insert_lsn()::text").await;
+        text.parse().expect("a position")
+    }
+
     /// The programs.
     pub fn binaries(&self) -> &Binaries {
         &self.binaries
@@ -406,7 +457,7 @@ impl TestServer {
 
     /// Where its log goes.
     pub fn log_file(&self) -> PathBuf {
-        self.dir.path().join("server.log")
+        self.log_file.clone()
     }
 
     /// Its log.

@@ -261,11 +261,23 @@ impl Protection<'_> {
             lineage: self.lineage.id(),
             durable: watched.clone(),
         };
+        let mut shipped = false;
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
             ended = &mut receiver => as_ended(ended),
-            shipped = &mut shipping => shipped_early(shipped),
-            taken = self.base_backups(&captured) => taken.map(|()| Ended::Stopped),
+            done = &mut shipping => match joined(done).and_then(|done| done) {
+                // Without a fault it ends only after the receiver, which knows why.
+                Ok(()) => {
+                    shipped = true;
+                    as_ended((&mut receiver).await)
+                }
+                Err(error) => Err(error),
+            },
+            taken = self.base_backups(&captured) => match taken {
+                // Whoever asked to stop did not ask for the base backup that this gives up.
+                Err(error) if error.kind() == ErrorKind::Interrupted => Ok(Ended::Stopped),
+                taken => taken.map(|()| Ended::Stopped),
+            },
             reason = self.watch_slot() => Ok(Ended::Gap(reason)),
         };
         receiving.cancel();
@@ -278,7 +290,9 @@ impl Protection<'_> {
         }
         let outcome = outcome?;
         // Without a receiver the stretches end, and the shipper after them.
-        joined(shipping.await)??;
+        if !shipped {
+            joined(shipping.await)??;
+        }
         let position = watched.borrow().position;
         Ok((outcome, position))
     }
@@ -371,16 +385,6 @@ fn as_ended(ended: std::result::Result<Result<End>, tokio::task::JoinError>) -> 
             "Protect it under another name with --cluster; the old window stays restorable. Following a promotion is not supported yet.",
         )),
     }
-}
-
-fn shipped_early(
-    shipped: std::result::Result<Result<()>, tokio::task::JoinError>,
-) -> Result<Ended> {
-    joined(shipped)??;
-    Err(Error::new(
-        ErrorKind::Bug,
-        "shipping ended while log was received",
-    ))
 }
 
 fn slot_name(lineage: &Lineage) -> String {

@@ -97,7 +97,7 @@ impl PlanReport {
                 ByteLen(FILE_BYTES_PER_SECOND),
                 ByteLen(REPLAY_BYTES_PER_SECOND)
             ),
-            format!("  server        PostgreSQL {}", self.server_version),
+            format!("  server        {}", self.server_version),
             format!("  directory     {}", self.target_dir.display()),
         ];
         lines.extend(

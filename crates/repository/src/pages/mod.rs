@@ -3,6 +3,7 @@
 
 pub mod fetch;
 pub mod frame;
+pub mod inspect;
 pub mod manifest;
 pub mod map;
 mod message;

@@ -1,0 +1,197 @@
+//! The commands: each turns its arguments into one call of a library and the answer into text or JSON.
+
+mod check;
+mod init;
+mod inspect;
+mod protect;
+mod restore;
+mod snapshot;
+mod status;
+mod unprotect;
+mod verify;
+mod wal;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use borealis_base::{Clock, Entropy, ErrorKind, SystemClock, SystemEntropy};
+use borealis_operations::Site;
+use borealis_pg_server::ConnInfo;
+use borealis_repository::catalog::check_cluster_name;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{Cli, ClusterArg, Command, Global, SourceArgs};
+use crate::config::{self, Config};
+use crate::failure::{Failure, exit_code};
+
+/// What a command works with.
+pub struct Context {
+    /// Options of every command.
+    pub global: Global,
+    /// The configuration file.
+    pub config: Config,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// The source of randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// Cancelled by the first SIGINT or SIGTERM.
+    pub stop: CancellationToken,
+}
+
+/// Runs the command.
+pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let config = config::load(cli.global.config.as_deref(), home.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(ErrorKind::Refused, format!("start threads: {error}")))?;
+    let outcome = runtime.block_on(async {
+        let context = Context {
+            global: cli.global,
+            config,
+            clock: Arc::new(SystemClock),
+            entropy: Arc::new(SystemEntropy),
+            stop: match cli.command {
+                // A server that stops ends its restore_command by SIGTERM and wants to see that it died
+                // of it (`RestoreArchivedFile` in `xlogarchive.c`).
+                Command::Wal(_) => CancellationToken::new(),
+                _ => stop_on_signals()?,
+            },
+        };
+        dispatch(&context, cli.command).await
+    });
+    // Reads that nobody waits for any more must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        // It ends in good order by itself.
+        Command::Protect(args) => protect::run(context, args).await,
+        Command::Init(args) => context.interruptible(init::run(context, &args)).await,
+        Command::Check(args) => context.interruptible(check::run(context, &args)).await,
+        Command::Unprotect(args) => context.interruptible(unprotect::run(context, &args)).await,
+        Command::Status(args) => context.interruptible(status::run(context, &args)).await,
+        Command::Restore(args) => context.interruptible(restore::run(context, args)).await,
+        Command::Snapshot(args) => context.interruptible(snapshot::run(context, &args)).await,
+        Command::Verify(args) => context.interruptible(verify::run(context, &args)).await,
+        Command::Inspect(args) => context.interruptible(inspect::run(context, &args)).await,
+        Command::Wal(args) => wal::run(context, args).await,
+    }
+}
+
+/// The first signal asks for an orderly end; the second one ends the process at once, which is safe at
+/// any instant and only takes longer to resume.
+fn stop_on_signals() -> Result<CancellationToken, Failure> {
+    let listen = |kind| {
+        signal(kind).map_err(|error| {
+            Failure::new(ErrorKind::Refused, format!("listen to signals: {error}"))
+        })
+    };
+    let (mut interrupt, mut terminate) = (
+        listen(SignalKind::interrupt())?,
+        listen(SignalKind::terminate())?,
+    );
+    let stop = CancellationToken::new();
+    let cancelled = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if cancelled.is_cancelled() {
+                std::process::exit(i32::from(exit_code(ErrorKind::Interrupted)));
+            }
+            tracing::info!("stopping; a second signal stops at once");
+            cancelled.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+/// What a command says that was stopped before its end.
+pub fn interrupted() -> Failure {
+    Failure::new(ErrorKind::Interrupted, "stopped on request before the end")
+        .hint("Run the command again to go on.")
+}
+
+impl Context {
+    /// Gives `work` up when the process is asked to stop.
+    async fn interruptible<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            outcome = work => outcome,
+            () = self.stop.cancelled() => Err(interrupted()),
+        }
+    }
+
+    /// The repository that is named.
+    pub fn repository_url(&self) -> Result<String, Failure> {
+        let named = self.global.repository.as_ref();
+        chosen(
+            named.or(self.config.repository.as_ref()).cloned(),
+            REPOSITORY,
+        )
+    }
+
+    /// The key file that is named.
+    pub fn key_file(&self) -> Result<PathBuf, Failure> {
+        let named = self.global.key_file.as_ref();
+        let path = named.or(self.config.key_file.as_ref());
+        match path.filter(|path| !path.as_os_str().is_empty()) {
+            Some(path) => Ok(path.clone()),
+            None => Err(missing(KEY_FILE)),
+        }
+    }
+
+    /// The server that is named.
+    pub fn source(&self, args: &SourceArgs) -> Result<ConnInfo, Failure> {
+        let named = args.source.as_ref().or(self.config.source.as_ref());
+        Ok(ConnInfo::from_process(&chosen(named.cloned(), SOURCE)?)?)
+    }
+
+    /// Opens the repository.
+    pub async fn site(&self) -> Result<Site, Failure> {
+        let (url, key_file) = (self.repository_url()?, self.key_file()?);
+        Ok(Site::open(&url, key_file, self.clock.clone(), self.entropy.clone()).await?)
+    }
+}
+
+/// The three ways to name something: option, variable, key of the configuration file.
+type Ways = (&'static str, &'static str, &'static str);
+const REPOSITORY: Ways = ("--repository", "BOREALIS_REPOSITORY", "repository");
+const KEY_FILE: Ways = ("--key-file", "BOREALIS_KEY_FILE", "key_file");
+const SOURCE: Ways = ("--source", "BOREALIS_SOURCE", "source");
+
+fn missing((option, variable, key): Ways) -> Failure {
+    let what = key.replace('_', " ");
+    Failure::usage(format!("no {what} is named")).hint(format!(
+        "Name it with {option}, in {variable}, or as {key} in the configuration file."
+    ))
+}
+
+fn chosen(value: Option<String>, ways: Ways) -> Result<String, Failure> {
+    value
+        .filter(|text| !text.trim().is_empty())
+        .ok_or_else(|| missing(ways))
+}
+
+/// The cluster that is named, if one is.
+pub fn cluster_name(arg: &ClusterArg) -> Result<Option<&str>, Failure> {
+    let name = arg.cluster.as_deref();
+    name.map_or(Ok(()), check_cluster_name)?;
+    Ok(name)
+}
+
+/// An absolute form of a path, for answers.
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

@@ -1,0 +1,69 @@
+//! `borealis protect`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use borealis_operations::protect::schedule::Schedule;
+use borealis_operations::protect::slot_policy::Policy as SlotPolicy;
+use borealis_operations::protect::{Options, Stopped, protect};
+
+use super::{Context, cluster_name, interrupted};
+use crate::args::{Policy, Protect};
+use crate::failure::Failure;
+use crate::{output, progress};
+
+/// Runs the command.
+pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> {
+    refuse_zero(&args)?;
+    let cluster = cluster_name(&args.cluster)?.map(str::to_owned);
+    let options = Options {
+        info: context.source(&args.source)?,
+        cluster,
+        data_dir: args.source.data_dir,
+        once: args.once,
+        no_slot: args.no_slot,
+        flush_interval: args.flush_interval,
+        schedule: Schedule {
+            every_log: args.base_backup_every_log,
+            every: args.base_backup_every,
+        },
+        policy: match args.protect {
+            Policy::Primary => SlotPolicy::Primary,
+            Policy::Continuity => SlotPolicy::Continuity,
+        },
+        take_over: args.take_over,
+    };
+    let site = context.site().await?;
+    let progress = Arc::from(progress::for_this_terminal());
+    let stopped = protect(&site, &options, progress, context.stop.clone()).await?;
+    if options.once && context.stop.is_cancelled() {
+        return Err(interrupted());
+    }
+    output::answer(context.global.json, &stopped, text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn refuse_zero(args: &Protect) -> Result<(), Failure> {
+    let zero = [
+        ("--flush-interval", args.flush_interval.is_zero()),
+        ("--base-backup-every", args.base_backup_every.is_zero()),
+        ("--base-backup-every-log", args.base_backup_every_log.0 == 0),
+    ];
+    match zero.into_iter().find(|(_, zero)| *zero) {
+        Some((option, _)) => Err(Failure::usage(format!("{option} is zero"))
+            .hint("Name a value above zero, or leave the option out.")),
+        None => Ok(()),
+    }
+}
+
+fn text(stopped: &Stopped) -> String {
+    let mut out = format!(
+        "cluster {}: stopped; the log is durable up to {}",
+        stopped.cluster, stopped.durable
+    );
+    for note in &stopped.notes {
+        out += "\nnote: ";
+        out += note;
+    }
+    out
+}

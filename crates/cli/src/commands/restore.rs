@@ -1,0 +1,90 @@
+//! `borealis restore`.
+
+use std::process::ExitCode;
+
+use borealis_operations::restore::{self, Options, Restored, prepare};
+use borealis_repository::plan::Target;
+use jiff::tz::TimeZone;
+
+use super::{Context, cluster_name};
+use crate::args::Restore;
+use crate::failure::Failure;
+use crate::target::{self, To};
+use crate::{output, progress};
+
+/// Runs the command.
+pub async fn run(context: &Context, args: Restore) -> Result<ExitCode, Failure> {
+    let cluster = cluster_name(&args.cluster)?;
+    let to = target::parse(&args.to, context.clock.now(), &TimeZone::system())
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    if args.target_dir.as_os_str().is_empty() {
+        return Err(Failure::usage("--target-dir is empty").hint("Name a directory."));
+    }
+    let options = Options {
+        start: args.start,
+        port: args.port,
+        owner: args.owner.clone(),
+        mapping: args.tablespace_mapping.clone(),
+        standby: args.standby,
+    };
+    let site = context.site().await?;
+    let prepared = prepare(&site, cluster, &as_target(to), args.target_dir.clone()).await?;
+    if args.dry_run {
+        restore::check(&prepared, &options)?;
+        output::answer(
+            context.global.json,
+            &prepared.report,
+            restore::PlanReport::to_text,
+        )?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let progress = progress::for_this_terminal();
+    let restored = restore::restore(&site, prepared, &options, &*progress).await?;
+    drop(progress);
+    output::answer(context.global.json, &restored, text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn as_target(to: To) -> Target {
+    match to {
+        To::Time(time) => Target::Time(time),
+        To::Position(position) => Target::Position(position, None),
+        To::Snapshot(name) => Target::Pin(name),
+        To::Latest => Target::Latest,
+    }
+}
+
+fn text(restored: &Restored) -> String {
+    let mut lines = vec![
+        restored.plan.to_text(),
+        format!("  files took    {:.1} s", restored.files_seconds),
+    ];
+    if let Some(server) = &restored.server {
+        lines.push(format!(
+            "  answering     process {} on port {}, socket in {}, after {:.1} s",
+            server.pid,
+            server.port,
+            server.socket_directory.display(),
+            server.seconds
+        ));
+        lines.push(format!(
+            "  server log    {}, until it is restarted",
+            server.log_file.display()
+        ));
+        for transaction in &server.prepared_transactions {
+            lines.push(format!(
+                "  note          prepared transaction {transaction} waits: COMMIT PREPARED or ROLLBACK PREPARED"
+            ));
+        }
+    }
+    lines.extend(
+        restored
+            .notices
+            .iter()
+            .map(|notice| format!("  note          {notice}")),
+    );
+    if let Some(command) = &restored.start_command {
+        lines.push(format!("start it with:\n  {command}"));
+    }
+    lines.join("\n")
+}

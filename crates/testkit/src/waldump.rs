@@ -1,0 +1,120 @@
+//! The log as `pg_waldump` reads it: a witness that shares nothing with the program under test.
+
+use borealis_base::{Position, Timestamp};
+use borealis_pg_server::instance::command_as;
+
+use crate::TestServer;
+use crate::server::system_user;
+
+/// Bytes of a log segment of test servers, unless they ask for another size.
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// Bytes of the header of a segment's first page (`SizeOfXLogLongPHD` in `xlog_internal.h`).
+const LONG_PAGE_HEADER_BYTES: u64 = 40;
+
+/// A record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Where it begins.
+    pub start: Position,
+    /// When the transaction ended, where it is the end of one, prepared or not, kept or not.
+    pub ended: Option<Timestamp>,
+}
+
+/// The records of `[from, to)` of a server's own log, which must still be there.
+pub fn records(server: &TestServer, from: Position, to: Position) -> Vec<Record> {
+    // Where the log ends with a segment, the next one has no file yet, only the header to come counts.
+    let header_only = to.0 % SEGMENT_BYTES <= LONG_PAGE_HEADER_BYTES;
+    let to = if header_only {
+        to.align_down(SEGMENT_BYTES)
+    } else {
+        to
+    };
+    let output = command_as(
+        &server.binaries().program("pg_waldump"),
+        system_user().as_ref(),
+    )
+    .current_dir("/")
+    .env("TZ", "UTC")
+    .arg("-p")
+    .arg(server.data_dir().join("pg_wal"))
+    .args(["-s", &from.to_string(), "-e", &to.to_string()])
+    .output()
+    .expect("pg_waldump is installed");
+    assert!(
+        output.status.success(),
+        "pg_waldump: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().filter_map(record).collect()
+}
+
+fn record(line: &str) -> Option<Record> {
+    let (_, rest) = line.split_once(" lsn: ")?;
+    let start = rest.split(',').next()?.trim().parse().ok()?;
+    let ended = line
+        .contains("rmgr: Transaction")
+        .then(|| rest.split_once(" desc: "))
+        .flatten()
+        .and_then(|(_, what)| end_time(what));
+    Some(Record { start, ended })
+}
+
+/// `COMMIT 2026-11-21 08:15:00.123456 UTC; …`, and the like with the number of what was prepared.
+fn end_time(what: &str) -> Option<Timestamp> {
+    let kind = what.split(' ').next()?;
+    if !["COMMIT", "ABORT", "COMMIT_PREPARED", "ABORT_PREPARED"].contains(&kind) {
+        return None;
+    }
+    let words: Vec<_> = what.split([' ', ';']).collect();
+    let at = words.iter().position(|word| *word == "UTC")?;
+    let (day, time) = (words.get(at.checked_sub(2)?)?, words.get(at - 1)?);
+    format!("{day}T{time}Z").parse().ok()
+}
+
+/// The last end of a transaction before the first one with a time after `moment`, and that first one:
+/// what a restore to `moment` holds and does not hold.
+pub fn ends_around(records: &[Record], moment: Timestamp) -> (Option<Position>, Option<Position>) {
+    let mut last = None;
+    for record in records {
+        match record.ended {
+            Some(time) if time > moment => return (last, Some(record.start)),
+            Some(_) => last = Some(record.start),
+            None => {}
+        }
+    }
+    (last, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_of_transactions_are_read_with_their_times() {
+        let commit = "rmgr: Transaction len (rec/tot):     34/    34, tx:        730, lsn: 0/0152AF60, prev 0/0152AF28, desc: COMMIT 2026-11-21 08:15:00.123456 UTC";
+        let prepared = "rmgr: Transaction len (rec/tot):     54/    54, tx:          0, lsn: 0/0152B000, prev 0/0152AF60, desc: ABORT_PREPARED 731: 2026-11-21 08:15:00.200000 UTC; rels: base/5/1";
+        let prepare = "rmgr: Transaction len (rec/tot):    154/   154, tx:        732, lsn: 0/0152B040, prev 0/0152B000, desc: PREPARE gid two_phase_1: 2026-11-21 08:15:00.300000 UTC";
+        let heap = "rmgr: Heap        len (rec/tot):     59/    59, tx:        730, lsn: 0/0152AF20, prev 0/0152AEE8, desc: INSERT off 1 flags 0x00, blkref #0: rel 1663/5/16384 blk 0";
+        let all: Vec<_> = [heap, commit, prepared, prepare]
+            .into_iter()
+            .filter_map(record)
+            .collect();
+        let starts: Vec<_> = all.iter().map(|record| record.start.0).collect();
+        assert_eq!(starts, [0x0152_AF20, 0x0152_AF60, 0x0152_B000, 0x0152_B040]);
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        assert_eq!(
+            all.iter().map(|record| record.ended).collect::<Vec<_>>(),
+            [
+                None,
+                Some(at("2026-11-21T08:15:00.123456Z")),
+                Some(at("2026-11-21T08:15:00.200000Z")),
+                None
+            ]
+        );
+        assert_eq!(
+            ends_around(&all, at("2026-11-21T08:15:00.123456Z")),
+            (Some(Position(0x0152_AF60)), Some(Position(0x0152_B000)))
+        );
+    }
+}
