@@ -255,6 +255,7 @@ impl Protection<'_> {
             system_id: self.facts.system_id,
             branch: system.branch,
             position: beginning.durable.position,
+            segment_size: self.control.wal_segment_size,
         };
         let clock = self.lineage.clock().clone();
         let mut receiver = tokio::spawn(receive(
