@@ -25,6 +25,9 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// SQLSTATE of "requested WAL segment has already been removed".
 const LOG_REMOVED: &str = "58P01";
+/// SQLSTATE of the same where the log is removed while it is being sent (`CheckXLogRemoved` in `xlog.c`
+/// sets no code of its own, so that it counts as an internal error). The next attempt is told for sure.
+const INTERNAL: &str = "XX000";
 /// SQLSTATE of a slot that another connection uses, such as our own one that the server has not
 /// given up yet.
 const SLOT_IN_USE: &str = "55006";
@@ -240,5 +243,7 @@ fn as_missing(error: &Error, at: Position) -> Option<End> {
 
 /// Whether trying again may help.
 fn may_pass(error: &Error) -> bool {
-    error.kind() == ErrorKind::Unreachable || sqlstate(error) == Some(SLOT_IN_USE)
+    let passing = [SLOT_IN_USE, INTERNAL];
+    error.kind() == ErrorKind::Unreachable
+        || sqlstate(error).is_some_and(|state| passing.contains(&state))
 }
