@@ -30,7 +30,7 @@ use super::sample::{SAMPLES_MAX, sample};
 use super::schedule::Schedule;
 use super::ship::{Destination, Inputs, Shipper};
 use super::slot_policy::{Policy, Slot, Verdict, judge};
-use crate::base_backup::take::read_control_file;
+use crate::base_backup::take::{CapturedLog, read_control_file};
 use crate::error::{Error, Result};
 use crate::host::ProcessIdentity;
 use crate::site::{ClusterIdentity, Site};
@@ -92,6 +92,8 @@ enum Ended {
     Stopped,
     /// Log is missing, or the slot was let go: there is a gap.
     Gap(String),
+    /// All that was received is shipped; why no more comes, the receiver knows.
+    Drained,
 }
 
 /// Protects until `stop`, or until one base backup is taken if that was asked for.
@@ -144,7 +146,7 @@ impl Protection<'_> {
             let beginning = self.begin(gap.take()).await?;
             let (ended, durable) = self.capture(beginning).await?;
             match ended {
-                Ended::Stopped => return Ok(durable),
+                Ended::Stopped | Ended::Drained => return Ok(durable),
                 Ended::Gap(reason) => {
                     tracing::error!(%durable, reason, "the log has a gap; a new base backup follows");
                     if let Some(slot) = &self.slot {
@@ -295,31 +297,28 @@ impl Protection<'_> {
             lineage: self.lineage.id(),
             durable: watched.clone(),
         };
-        let mut shipped = false;
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
             ended = &mut receiver => as_ended(ended),
-            done = &mut shipping => match joined(done).and_then(|done| done) {
-                // Without a fault it ends only after the receiver, which knows why.
-                Ok(()) => {
-                    shipped = true;
-                    as_ended((&mut receiver).await)
+            // Without a fault it ends only after the receiver, which knows why.
+            done = &mut shipping => joined(done).and_then(|done| done).map(|()| Ended::Drained),
+            taken = self.base_backups(&captured, system.flushed) => match taken {
+                // Whoever asked to stop did not ask for the base backup that this gives up.
+                Err(error) if error.kind() == ErrorKind::Interrupted && self.stop.is_cancelled() => {
+                    Ok(Ended::Stopped)
                 }
-                Err(error) => Err(error),
-            },
-            taken = self.base_backups(&captured) => match taken {
-                // Given up with everything else: by whoever asked to stop, or because the log is no
-                // longer captured, and then the receiver knows why.
+                // It waits for log that nobody captures any longer: the shipper has ended.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {
-                    if self.stop.is_cancelled() {
-                        Ok(Ended::Stopped)
-                    } else {
-                        as_ended((&mut receiver).await)
-                    }
+                    joined((&mut shipping).await).and_then(|done| done).map(|()| Ended::Drained)
                 }
                 taken => taken.map(|()| Ended::Stopped),
             },
             reason = self.watch_slot() => Ok(Ended::Gap(reason)),
+        };
+        let drained = matches!(outcome, Ok(Ended::Drained));
+        let outcome = match outcome {
+            Ok(Ended::Drained) => as_ended((&mut receiver).await),
+            outcome => outcome,
         };
         receiving.cancel();
         sampling.cancel();
@@ -330,8 +329,8 @@ impl Protection<'_> {
             let _ = receiver.await;
         }
         let outcome = outcome?;
-        // Without a receiver the stretches end, and the shipper after them.
-        if !shipped {
+        if !drained {
+            // Without a receiver the stretches end, and the shipper after them.
             joined(shipping.await)??;
         }
         let position = watched.borrow().position;
@@ -339,7 +338,11 @@ impl Protection<'_> {
     }
 
     /// Takes base backups as they become due; returns when the only one that was asked for is taken.
-    async fn base_backups(&self, captured: &Captured) -> Result<()> {
+    async fn base_backups(&self, captured: &Captured, flushed: Position) -> Result<()> {
+        if self.slot.is_none() {
+            // The checkpoint of a base backup lets the server remove log that nothing holds.
+            captured.durable_past(flushed).await?;
+        }
         let trigger = if self.options.once {
             Trigger::Once
         } else {
