@@ -312,3 +312,40 @@ async fn a_server_that_was_promoted_before_is_protected_and_restored_on_its_time
         "3"
     );
 }
+
+/// `pg_checksums` writes a checksum into every page of a stopped server and logs nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_changed_by_pg_checksums_are_not_inherited() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let mut server = TestServer::start(ServerOptions {
+        checksums: false,
+        ..ServerOptions::default()
+    })
+    .await;
+    server
+        .sql("CREATE TABLE t AS SELECT i AS id, repeat('x', 100) AS payload FROM generate_series(1, 5000) i")
+        .await;
+    for enable in [false, true] {
+        if enable {
+            server.stop().await;
+            let data_dir = server.data_dir().display().to_string();
+            server.run_program("pg_checksums", &["--enable", "-D", &data_dir]);
+            server.start_again().await;
+        }
+        let once = protect::Options {
+            once: true,
+            ..options(&server)
+        };
+        Protecting::begin(site.clone(), once)
+            .task
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    let restored = restore_to(&site, Target::Latest).await.unwrap();
+    assert_eq!(restored.value("SHOW data_checksums").await, "on");
+    // A page without its checksum is an error to whoever reads it.
+    let sql = "SELECT count(*)::text FROM t";
+    assert_eq!(restored.value(sql).await, "5000");
+}

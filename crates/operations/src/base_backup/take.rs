@@ -128,7 +128,7 @@ async fn take_between(
     check_identity(job, &facts, &control)?;
     let (listing, mut listed) = list(job.data_dir, control.version).await?;
     listed.retain(|file| !is_left_out(&file.path, facts.settings.get("log_directory")));
-    let (parent, changes) = inherit(job, start).await?;
+    let (parent, changes) = inherit(job, start, &control).await?;
     let sizes = Sizes {
         page_bytes: control.page_size,
         segment_pages: control.relation_segment_pages,
@@ -348,18 +348,32 @@ fn check_identity(job: &Job<'_>, facts: &ServerFacts, control: &ControlFile) -> 
 async fn inherit(
     job: &Job<'_>,
     start: BackupStart,
+    control: &ControlFile,
 ) -> Result<(Option<Arc<Manifest>>, Option<ChangeMap>)> {
-    let usable = job.parent.clone().filter(|parent| {
-        let info = parent.info();
-        info.branch == start.branch && info.rule_set == RULE_SET && info.start <= start.position
-    });
-    let Some(parent) = usable else {
+    let Some(parent) = job.parent.clone() else {
         return Ok((None, None));
     };
+    let info = parent.info();
+    let server = ServerState::decode(&parent.name(), &info.engine)?;
+    if info.branch != start.branch
+        || info.rule_set != RULE_SET
+        || info.start > start.position
+        || !same_layout(&server, control)
+    {
+        return Ok((None, None));
+    }
     match job.log.changes(start, parent.info().start).await? {
         Some(changes) => Ok((Some(parent), Some(changes))),
         None => Ok((None, None)),
     }
+}
+
+/// Whether pages of then are pages of now. `pg_checksums` writes into every page of a stopped server,
+/// without log: an inherited page would fail its checksum on a restored one.
+fn same_layout(then: &ServerState, now: &ControlFile) -> bool {
+    then.data_checksums == (now.data_checksum_version != 0)
+        && then.page_bytes == now.page_size
+        && then.relation_segment_pages == now.relation_segment_pages
 }
 
 fn lengths_before(parent: &Manifest) -> Before {
