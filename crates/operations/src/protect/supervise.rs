@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use borealis_base::{ErrorKind, Position, Progress};
 use borealis_pg_format::control_file::ControlFile;
+use borealis_pg_format::history::History;
 use borealis_pg_server::check::{CheckFacts, Severity, findings};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::SqlLink;
@@ -13,7 +14,8 @@ use borealis_pg_server::link::replication::{ReplicationLink, SystemIdentity};
 use borealis_pg_server::source::{ServerFacts, slot_state};
 use borealis_repository::Lineage;
 use borealis_repository::ledger::{
-    Decision, EntryBody, Gap, Holder, LedgerWriter, Opening, Presence, Retired, decide,
+    BranchStarted, Decision, EntryBody, Gap, Holder, LedgerWriter, Opening, Presence, Retired,
+    decide,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +30,7 @@ use super::sample::{SAMPLES_MAX, sample};
 use super::schedule::Schedule;
 use super::ship::{Destination, Inputs, Shipper};
 use super::slot_policy::{Policy, Slot, Verdict, judge};
-use crate::base_backup::take::read_control_file;
+use crate::base_backup::take::{CapturedLog, read_control_file};
 use crate::error::{Error, Result};
 use crate::host::ProcessIdentity;
 use crate::site::{ClusterIdentity, Site};
@@ -90,6 +92,8 @@ enum Ended {
     Stopped,
     /// Log is missing, or the slot was let go: there is a gap.
     Gap(String),
+    /// All that was received is shipped; why no more comes, the receiver knows.
+    Drained,
 }
 
 /// Protects until `stop`, or until one base backup is taken if that was asked for.
@@ -142,7 +146,7 @@ impl Protection<'_> {
             let beginning = self.begin(gap.take()).await?;
             let (ended, durable) = self.capture(beginning).await?;
             match ended {
-                Ended::Stopped => return Ok(durable),
+                Ended::Stopped | Ended::Drained => return Ok(durable),
                 Ended::Gap(reason) => {
                     tracing::error!(%durable, reason, "the log has a gap; a new base backup follows");
                     if let Some(slot) = &self.slot {
@@ -196,8 +200,39 @@ impl Protection<'_> {
                     .await?;
                 Ok(begin::anew(format, start, Some(&state)))
             }
-            (None, _) => Ok(begin::anew(format, reserved, None)),
+            (None, _) => {
+                self.record_branch(&system).await?;
+                Ok(begin::anew(format, reserved, None))
+            }
         }
+    }
+
+    /// A server that was promoted before it was first protected: its recovery asks for the history of
+    /// its timeline, which is stored before the first byte of that timeline.
+    async fn record_branch(&self, system: &SystemIdentity) -> Result<()> {
+        let known = self
+            .ledger
+            .read(|state| state.branches.contains_key(&system.branch))
+            .await;
+        if known || system.branch.0 <= 1 {
+            return Ok(());
+        }
+        let mut link = ReplicationLink::connect(&self.options.info).await?;
+        let (_, history) = link.timeline_history(system.branch).await?;
+        let parsed = History::parse(system.branch, &history)?;
+        let Some(last) = parsed.ancestors.last() else {
+            return Ok(());
+        };
+        let body = BranchStarted {
+            branch: system.branch,
+            parent: last.timeline,
+            at: last.end,
+            history,
+        };
+        self.ledger
+            .append(&EntryBody::BranchStarted(body), Vec::new())
+            .await?;
+        Ok(())
     }
 
     async fn identify(&self) -> Result<SystemIdentity> {
@@ -222,6 +257,7 @@ impl Protection<'_> {
             system_id: self.facts.system_id,
             branch: system.branch,
             position: beginning.durable.position,
+            segment_size: self.control.wal_segment_size,
         };
         let clock = self.lineage.clock().clone();
         let mut receiver = tokio::spawn(receive(
@@ -261,24 +297,28 @@ impl Protection<'_> {
             lineage: self.lineage.id(),
             durable: watched.clone(),
         };
-        let mut shipped = false;
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
             ended = &mut receiver => as_ended(ended),
-            done = &mut shipping => match joined(done).and_then(|done| done) {
-                // Without a fault it ends only after the receiver, which knows why.
-                Ok(()) => {
-                    shipped = true;
-                    as_ended((&mut receiver).await)
-                }
-                Err(error) => Err(error),
-            },
-            taken = self.base_backups(&captured) => match taken {
+            // Without a fault it ends only after the receiver, which knows why.
+            done = &mut shipping => joined(done).and_then(|done| done).map(|()| Ended::Drained),
+            taken = self.base_backups(&captured, system.flushed) => match taken {
                 // Whoever asked to stop did not ask for the base backup that this gives up.
-                Err(error) if error.kind() == ErrorKind::Interrupted => Ok(Ended::Stopped),
+                Err(error) if error.kind() == ErrorKind::Interrupted && self.stop.is_cancelled() => {
+                    Ok(Ended::Stopped)
+                }
+                // It waits for log that nobody captures any longer: the shipper has ended.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    joined((&mut shipping).await).and_then(|done| done).map(|()| Ended::Drained)
+                }
                 taken => taken.map(|()| Ended::Stopped),
             },
             reason = self.watch_slot() => Ok(Ended::Gap(reason)),
+        };
+        let drained = matches!(outcome, Ok(Ended::Drained));
+        let outcome = match outcome {
+            Ok(Ended::Drained) => as_ended((&mut receiver).await),
+            outcome => outcome,
         };
         receiving.cancel();
         sampling.cancel();
@@ -289,8 +329,8 @@ impl Protection<'_> {
             let _ = receiver.await;
         }
         let outcome = outcome?;
-        // Without a receiver the stretches end, and the shipper after them.
-        if !shipped {
+        if !drained {
+            // Without a receiver the stretches end, and the shipper after them.
             joined(shipping.await)??;
         }
         let position = watched.borrow().position;
@@ -298,7 +338,11 @@ impl Protection<'_> {
     }
 
     /// Takes base backups as they become due; returns when the only one that was asked for is taken.
-    async fn base_backups(&self, captured: &Captured) -> Result<()> {
+    async fn base_backups(&self, captured: &Captured, flushed: Position) -> Result<()> {
+        if self.slot.is_none() {
+            // The checkpoint of a base backup lets the server remove log that nothing holds.
+            captured.durable_past(flushed).await?;
+        }
         let trigger = if self.options.once {
             Trigger::Once
         } else {
