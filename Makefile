@@ -17,6 +17,7 @@ lint: setup-test
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	scripts/check-layers
+	scripts/check-docs
 	scripts/check-deny
 
 # What takes longer: many seeds, long chaos.

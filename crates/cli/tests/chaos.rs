@@ -60,6 +60,7 @@ async fn kills_and_cut_connections_lose_nothing_that_was_acknowledged() {
         server.allow_in_log(words);
     }
     server.allow_in_log("is active for PID");
+    // A killed protect leaves its base backup.
     server.allow_in_log("aborting backup due to backend exiting");
     let options = WorkloadOptions {
         seed: seed(),

@@ -283,3 +283,69 @@ async fn a_later_base_backup_reads_only_what_changed_and_restores_the_same() {
     let sql = "SELECT md5(string_agg(b::text, ',' ORDER BY id)) FROM big b";
     assert_eq!(restored.value(sql).await, server.value(sql).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_promoted_before_is_protected_and_restored_on_its_timeline() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let mut server = TestServer::start(ServerOptions::default()).await;
+    server.sql("CREATE TABLE t AS SELECT 1 AS id").await;
+    server.stop().await;
+    server.start_standby().await;
+    server.promote().await;
+    server.sql("INSERT INTO t VALUES (2)").await;
+    let once = protect::Options {
+        once: true,
+        ..options(&server)
+    };
+    Protecting::begin(site.clone(), once)
+        .task
+        .await
+        .unwrap()
+        .unwrap();
+    let restored = restore_to(&site, Target::Latest).await.unwrap();
+    assert_eq!(restored.value("SELECT sum(id)::text FROM t").await, "3");
+    assert_eq!(
+        restored
+            .value("SELECT timeline_id::text FROM pg_control_checkpoint()")
+            .await,
+        "3"
+    );
+}
+
+/// `pg_checksums` writes a checksum into every page of a stopped server and logs nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_changed_by_pg_checksums_are_not_inherited() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let mut server = TestServer::start(ServerOptions {
+        checksums: false,
+        ..ServerOptions::default()
+    })
+    .await;
+    server
+        .sql("CREATE TABLE t AS SELECT i AS id, repeat('x', 100) AS payload FROM generate_series(1, 5000) i")
+        .await;
+    for enable in [false, true] {
+        if enable {
+            server.stop().await;
+            let data_dir = server.data_dir().display().to_string();
+            server.run_program("pg_checksums", &["--enable", "-D", &data_dir]);
+            server.start_again().await;
+        }
+        let once = protect::Options {
+            once: true,
+            ..options(&server)
+        };
+        Protecting::begin(site.clone(), once)
+            .task
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    let restored = restore_to(&site, Target::Latest).await.unwrap();
+    assert_eq!(restored.value("SHOW data_checksums").await, "on");
+    // A page without its checksum is an error to whoever reads it.
+    let sql = "SELECT count(*)::text FROM t";
+    assert_eq!(restored.value(sql).await, "5000");
+}

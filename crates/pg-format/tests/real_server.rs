@@ -1,6 +1,7 @@
 //! Agreement with a real PostgreSQL 15: its own `pg_waldump` and `pg_controldata`, and the pages it
 //! writes.
 
+mod coverage;
 mod server;
 mod waldump;
 
@@ -85,6 +86,7 @@ fn run_workload(server: &Server) -> String {
         writeln!(script, "\\set {name} '{}'", directory.display()).expect("a string grows");
     }
     server.script(&(script + include_str!("data/during.sql")));
+    server.script(include_str!("data/rare.sql"));
     let mut bench = server
         .command("pgbench")
         .args(["-n", "-c", "4", "-t", "300"])
@@ -259,52 +261,6 @@ fn every_record_agrees_with_pg_waldump() {
         assert!(
             numbers.len() == 1 || rmgr == "Transaction" || rmgr == "Heap2",
             "{rmgr} {name}: {numbers:?}"
-        );
-    }
-    let seen: BTreeSet<String> = numbers
-        .keys()
-        .map(|(rmgr, name)| format!("{rmgr} {name}"))
-        .collect();
-    for expected in [
-        "XLOG SWITCH",
-        "XLOG RESTORE_POINT",
-        "XLOG CHECKPOINT_ONLINE",
-        "XLOG CHECKPOINT_SHUTDOWN",
-        "XLOG BACKUP_END",
-        "XLOG FPW_CHANGE",
-        "XLOG FPI",
-        "XLOG FPI_FOR_HINT",
-        "XLOG PARAMETER_CHANGE",
-        "Transaction COMMIT",
-        "Transaction ABORT",
-        "Transaction PREPARE",
-        "Transaction COMMIT_PREPARED",
-        "Transaction ABORT_PREPARED",
-        "Storage CREATE",
-        "Storage TRUNCATE",
-        "Database CREATE_FILE_COPY",
-        "Database CREATE_WAL_LOG",
-        "Database DROP",
-        "Tablespace CREATE",
-        "Tablespace DROP",
-        "RelMap UPDATE",
-        "MultiXact CREATE_ID",
-        "Heap DELETE",
-        "Heap HOT_UPDATE",
-        "Heap2 MULTI_INSERT",
-        "Heap2 VISIBLE",
-        "Btree SPLIT_R",
-        "Hash SPLIT_PAGE",
-        "Gin INSERT",
-        "Gist PAGE_SPLIT",
-        "SPGist PICKSPLIT",
-        "BRIN DESUMMARIZE",
-        "Sequence LOG",
-        "LogicalMessage MESSAGE",
-    ] {
-        assert!(
-            seen.contains(expected),
-            "the workload must emit {expected}; it emits {seen:?}"
         );
     }
 }

@@ -32,6 +32,8 @@ use super::plan::{Before, ForkPlan, Listed, Plan, Sizes, plan};
 use super::read::{PagePlace, PagesRead, read_pages};
 use super::witness;
 use crate::error::{Error, FileContext, Result};
+use crate::restore::recovery_file::RECOVERY_FILE;
+use crate::restore::start::LOG_FILE;
 
 /// Attempts at a control file whose checksum fails because the server is writing it.
 const CONTROL_FILE_READS_MAX: u32 = 20;
@@ -124,8 +126,9 @@ async fn take_between(
     let facts = ServerFacts::read(session.link()).await?;
     let control = read_control_file(job.data_dir).await?.1;
     check_identity(job, &facts, &control)?;
-    let (listing, listed) = list(job.data_dir, control.version).await?;
-    let (parent, changes) = inherit(job, start).await?;
+    let (listing, mut listed) = list(job.data_dir, control.version).await?;
+    listed.retain(|file| !is_left_out(&file.path, facts.settings.get("log_directory")));
+    let (parent, changes) = inherit(job, start, &control).await?;
     let sizes = Sizes {
         page_bytes: control.page_size,
         segment_pages: control.relation_segment_pages,
@@ -345,18 +348,32 @@ fn check_identity(job: &Job<'_>, facts: &ServerFacts, control: &ControlFile) -> 
 async fn inherit(
     job: &Job<'_>,
     start: BackupStart,
+    control: &ControlFile,
 ) -> Result<(Option<Arc<Manifest>>, Option<ChangeMap>)> {
-    let usable = job.parent.clone().filter(|parent| {
-        let info = parent.info();
-        info.branch == start.branch && info.rule_set == RULE_SET && info.start <= start.position
-    });
-    let Some(parent) = usable else {
+    let Some(parent) = job.parent.clone() else {
         return Ok((None, None));
     };
+    let info = parent.info();
+    let server = ServerState::decode(&parent.name(), &info.engine)?;
+    if info.branch != start.branch
+        || info.rule_set != RULE_SET
+        || info.start > start.position
+        || !same_layout(&server, control)
+    {
+        return Ok((None, None));
+    }
     match job.log.changes(start, parent.info().start).await? {
         Some(changes) => Ok((Some(parent), Some(changes))),
         None => Ok((None, None)),
     }
+}
+
+/// Whether pages of then are pages of now. `pg_checksums` writes into every page of a stopped server,
+/// without log: an inherited page would fail its checksum on a restored one.
+fn same_layout(then: &ServerState, now: &ControlFile) -> bool {
+    then.data_checksums == (now.data_checksum_version != 0)
+        && then.page_bytes == now.page_size
+        && then.relation_segment_pages == now.relation_segment_pages
 }
 
 fn lengths_before(parent: &Manifest) -> Before {
@@ -388,6 +405,21 @@ async fn list(data_dir: &Path, version: Version) -> Result<(Listing, Vec<Listed>
     Ok((listing, listed))
 }
 
+/// Files that belong to the place and not to the cluster: what a restore by Borealis left, and the
+/// server's own log, which grows for ever and is no part of the database.
+fn is_left_out(path: &str, log_directory: Option<&str>) -> bool {
+    if [RECOVERY_FILE, LOG_FILE].contains(&path) {
+        return true;
+    }
+    let inside = log_directory.filter(|directory| {
+        !directory.is_empty() && !directory.starts_with('/') && !directory.contains("..")
+    });
+    inside.is_some_and(|directory| {
+        path.strip_prefix(directory.trim_end_matches('/'))
+            .is_some_and(|rest| rest.starts_with('/'))
+    })
+}
+
 /// Reads the control file until its checksum is right: the server may be writing it.
 pub(crate) async fn read_control_file(data_dir: &Path) -> Result<(Vec<u8>, ControlFile)> {
     let path = data_dir.join("global/pg_control");
@@ -402,5 +434,27 @@ pub(crate) async fn read_control_file(data_dir: &Path) -> Result<(Vec<u8>, Contr
                 tokio::time::sleep(CONTROL_FILE_PAUSE).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mark_of_an_earlier_restore_is_not_restored_again() {
+        assert!(is_left_out(RECOVERY_FILE, None));
+        assert!(is_left_out(LOG_FILE, Some("log")));
+        assert!(!is_left_out("base/5/borealis_restore.json", None));
+    }
+
+    #[test]
+    fn the_servers_own_log_is_left_out_and_nothing_else() {
+        assert!(is_left_out("log/postgresql.log", Some("log")));
+        assert!(is_left_out("log/postgresql.log", Some("log/")));
+        assert!(!is_left_out("logical/x", Some("log")));
+        assert!(!is_left_out("base/5/1", Some("/var/log")));
+        assert!(!is_left_out("base/5/1", Some("")));
+        assert!(!is_left_out("base/5/1", None));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_base::{Branch, Clock, ErrorKind, Position};
+use borealis_pg_format::segment::{LogFile, SegmentSize};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::replication::{
     Event, Feedback, Message, ReplicationLink, ReplicationStream, Started,
@@ -23,11 +24,10 @@ pub const MESSAGES_MAX: usize = 128;
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// The first and the longest pause between two attempts to connect.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-/// SQLSTATE of "requested WAL segment has already been removed".
-const LOG_REMOVED: &str = "58P01";
-/// SQLSTATE of the same where the log is removed while it is being sent (`CheckXLogRemoved` in `xlog.c`
-/// sets no code of its own, so that it counts as an internal error). The next attempt is told for sure.
-const INTERNAL: &str = "XX000";
+/// SQLSTATEs of "requested WAL segment has already been removed". The server takes them from an error
+/// number that one of its two checks (`CheckXLogRemoved` in `xlog.c`) has not set, so that the second
+/// one comes too; the segment's name in the message, which is in any language, tells it from others.
+const LOG_REMOVED: [&str; 2] = ["58P01", "XX000"];
 /// SQLSTATE of a slot that another connection uses, such as our own one that the server has not
 /// given up yet.
 const SLOT_IN_USE: &str = "55006";
@@ -56,6 +56,20 @@ pub struct From {
     pub branch: Branch,
     /// The first byte wanted.
     pub position: Position,
+    /// Bytes of a log segment.
+    pub segment_size: SegmentSize,
+}
+
+impl From {
+    /// The name of the segment that is wanted next.
+    fn segment_name(&self) -> String {
+        let number = self.segment_size.number_of(self.position);
+        LogFile::Segment {
+            timeline: self.branch,
+            number,
+        }
+        .name(self.segment_size)
+    }
 }
 
 /// Why receiving ended.
@@ -112,7 +126,7 @@ pub async fn receive(
                 Ok(Streamed::Broken(error)) | Err(error) => error,
             },
         };
-        if let Some(end) = as_missing(&broken, from.position) {
+        if let Some(end) = as_missing(&broken, &from) {
             return Ok(end);
         }
         if !may_pass(&broken) {
@@ -233,17 +247,69 @@ fn sqlstate(error: &Error) -> Option<&str> {
     }
 }
 
-fn as_missing(error: &Error, at: Position) -> Option<End> {
+fn as_missing(error: &Error, from: &From) -> Option<End> {
     let state = sqlstate(error)?;
-    (state == LOG_REMOVED || SLOT_UNUSABLE.contains(&state)).then(|| End::Missing {
-        at,
-        reason: error.to_string(),
+    let reason = error.to_string();
+    let removed = LOG_REMOVED.contains(&state) && reason.contains(&from.segment_name());
+    (removed || SLOT_UNUSABLE.contains(&state)).then_some(End::Missing {
+        at: from.position,
+        reason,
     })
 }
 
 /// Whether trying again may help.
 fn may_pass(error: &Error) -> bool {
-    let passing = [SLOT_IN_USE, INTERNAL];
-    error.kind() == ErrorKind::Unreachable
-        || sqlstate(error).is_some_and(|state| passing.contains(&state))
+    error.kind() == ErrorKind::Unreachable || sqlstate(error) == Some(SLOT_IN_USE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(position: u64) -> From {
+        From {
+            info: ConnInfo::from_process("host=/nowhere user=x dbname=x").unwrap(),
+            slot: None,
+            system_id: 1,
+            branch: Branch(1),
+            position: Position(position),
+            segment_size: SegmentSize::DEFAULT,
+        }
+    }
+
+    fn told(sqlstate: &str, message: &str) -> Error {
+        Error::Server(borealis_pg_server::Error::Server {
+            severity: "ERROR".into(),
+            sqlstate: sqlstate.into(),
+            message: message.into(),
+            detail: None,
+            hint: None,
+        })
+    }
+
+    #[test]
+    fn removed_log_is_a_gap_whichever_of_the_servers_checks_finds_it() {
+        let message = "das angeforderte WAL-Segment 000000010000000000000003 wurde schon entfernt";
+        for state in LOG_REMOVED {
+            let end = as_missing(&told(state, message), &wanted(0x0300_0000));
+            assert!(
+                matches!(
+                    end,
+                    Some(End::Missing {
+                        at: Position(0x0300_0000),
+                        ..
+                    })
+                ),
+                "{state}"
+            );
+        }
+        assert_eq!(
+            as_missing(&told("XX000", "invalid memory"), &wanted(0x0300_0000)),
+            None
+        );
+        assert_eq!(
+            as_missing(&told("XX000", message), &wanted(0x0400_0000)),
+            None
+        );
+    }
 }

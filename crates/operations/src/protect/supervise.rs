@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use borealis_base::{ErrorKind, LineageId, Position, Progress};
 use borealis_pg_format::control_file::ControlFile;
+use borealis_pg_format::history::History;
 use borealis_pg_server::check::{CheckFacts, Severity, findings};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::SqlLink;
@@ -13,7 +14,8 @@ use borealis_pg_server::link::replication::{ReplicationLink, SystemIdentity};
 use borealis_pg_server::source::{ServerFacts, slot_state};
 use borealis_repository::Lineage;
 use borealis_repository::ledger::{
-    Decision, EntryBody, Gap, Holder, LedgerWriter, Opening, Presence, Retired, decide,
+    BranchStarted, Decision, EntryBody, Gap, Holder, LedgerWriter, Opening, Presence, Retired,
+    decide,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -206,9 +208,40 @@ impl Protection<'_> {
                     .await?;
                 begin::anew(format, start, Some(&state))
             }
-            (None, _) => begin::anew(format, reserved, None),
+            (None, _) => {
+                self.record_branch(&system).await?;
+                begin::anew(format, reserved, None)
+            }
         };
         Ok(Beginning { hold, ..beginning })
+    }
+
+    /// A server that was promoted before it was first protected: its recovery asks for the history of
+    /// its timeline, which is stored before the first byte of that timeline.
+    async fn record_branch(&self, system: &SystemIdentity) -> Result<()> {
+        let known = self
+            .ledger
+            .read(|state| state.branches.contains_key(&system.branch))
+            .await;
+        if known || system.branch.0 <= 1 {
+            return Ok(());
+        }
+        let mut link = ReplicationLink::connect(&self.options.info).await?;
+        let (_, history) = link.timeline_history(system.branch).await?;
+        let parsed = History::parse(system.branch, &history)?;
+        let Some(last) = parsed.ancestors.last() else {
+            return Ok(());
+        };
+        let body = BranchStarted {
+            branch: system.branch,
+            parent: last.timeline,
+            at: last.end,
+            history,
+        };
+        self.ledger
+            .append(&EntryBody::BranchStarted(body), Vec::new())
+            .await?;
+        Ok(())
     }
 
     async fn identify(&self) -> Result<SystemIdentity> {
@@ -233,6 +266,7 @@ impl Protection<'_> {
             system_id: self.facts.system_id,
             branch: system.branch,
             position: beginning.durable.position,
+            segment_size: self.control.wal_segment_size,
         };
         let clock = self.lineage.clock().clone();
         let mut receiver = tokio::spawn(receive(

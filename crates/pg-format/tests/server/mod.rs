@@ -124,6 +124,17 @@ impl Server {
         );
     }
 
+    /// Ends the server as a crash does.
+    pub fn kill(&mut self) {
+        self.running = false;
+        let data = self.data();
+        let data = data.to_str().expect("UTF-8");
+        self.run(
+            "pg_ctl",
+            &["-w", "-s", "-m", "immediate", "-D", data, "stop"],
+        );
+    }
+
     /// Runs SQL, each text in a transaction of its own, all in one session.
     pub fn sql(&self, texts: &[&str]) -> String {
         let mut arguments = vec!["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"];
