@@ -129,7 +129,7 @@ pub struct Protect {
     /// Take one base backup with the log it needs, then stop
     #[arg(long)]
     pub once: bool,
-    /// With --once: make no replication slot
+    /// With --once: leave no replication slot behind
     #[arg(long, requires = "once")]
     pub no_slot: bool,
     /// How long log may wait before it is shipped

@@ -1,6 +1,12 @@
 //! Checks that what the repository holds of clusters can be restored, lineage by lineage.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use borealis_base::{LineageId, Progress};
+use borealis_repository::catalog::Cluster;
+use borealis_repository::layout;
+use borealis_repository::store::{Listed, Store};
 use borealis_repository::verify::{Finding, FindingKind, verify_lineage};
 use serde::Serialize;
 
@@ -95,9 +101,56 @@ pub async fn verify(
             });
         }
     }
+    if deep && cluster.is_none() {
+        lineages.extend(unnamed(site, &clusters).await?);
+    }
     Ok(VerifyReport {
         deep,
         sound: lineages.iter().all(|lineage| lineage.findings.is_empty()),
         lineages,
     })
+}
+
+/// Lineages with a ledger that the catalog does not name. The end of the catalog can be cut off without
+/// a trace in what is left of it; what it named is still there.
+async fn unnamed(site: &Site, clusters: &[Cluster]) -> Result<Vec<LineageReport>> {
+    let store = &site.repository.environment().store;
+    let named: BTreeSet<String> = (clusters.iter())
+        .flat_map(|cluster| &cluster.lineages)
+        .map(|record| layout::lineage(record.lineage))
+        .collect();
+    let stored = list(store, "lineages/").await?;
+    let with_ledger: BTreeSet<LineageId> = (stored.iter())
+        .filter(|object| !named.iter().any(|prefix| object.name.starts_with(prefix)))
+        .filter_map(|object| {
+            object
+                .name
+                .strip_prefix("lineages/")?
+                .split_once("/ledger/")
+        })
+        .filter_map(|(id, _)| id.parse().ok())
+        .collect();
+    let entries = list(store, "catalog/").await?.len() as u64;
+    let object = layout::catalog(entries + 1);
+    let report = |lineage: LineageId| LineageReport {
+        cluster: "(not in the catalog)".to_owned(),
+        lineage,
+        base_backups: 0,
+        packs: 0,
+        log_pieces: 0,
+        blobs: 0,
+        bytes_read: 0,
+        findings: vec![FindingReport {
+            kind: "missing",
+            what: format!("the catalog does not name lineage {lineage}: {object} is missing"),
+            object: object.clone(),
+            affects: vec![format!("all restores of lineage {lineage}")],
+        }],
+    };
+    Ok(with_ledger.into_iter().map(report).collect())
+}
+
+async fn list(store: &Arc<dyn Store>, prefix: &str) -> Result<Vec<Listed>> {
+    let listed = store.list(prefix).await;
+    Ok(listed.map_err(borealis_repository::Error::from)?)
 }

@@ -159,6 +159,14 @@ pub async fn verify_lineage(
         }
         progress.advance(1);
     }
+    for summary in reader.epochs() {
+        if let Err(error) = reader.check_epoch(summary.epoch).await {
+            // No restore reads it, but no writer opens past it.
+            let affects = vec![format!("the next writer of lineage {}", lineage.id())];
+            let object = layout::epoch(lineage.id(), summary.epoch);
+            report.findings.push(finding(error, &object, affects)?);
+        }
+    }
     report
         .findings
         .sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));

@@ -39,6 +39,8 @@ pub struct Held {
 
 /// A place to go on from.
 pub struct Beginning {
+    /// Holds log on the server while it is kept, where there is no slot of ours.
+    pub hold: Option<ReplicationLink>,
     /// The cutter, its parser where it was.
     pub cutter: Cutter,
     /// What is durable already.
@@ -76,6 +78,7 @@ pub async fn resume(held: &Held, format: LogFormat, piece: &PieceSummary) -> Res
     }
     let settled = held.state.settled.last().map(|settled| settled.through);
     Ok(Beginning {
+        hold: None,
         cutter: Cutter::new(indexer, piece.end, PIECE_BYTES_MAX),
         durable: Durable {
             position: piece.end,
@@ -97,6 +100,7 @@ pub fn anew(format: LogFormat, start: Position, held: Option<&LineageState>) -> 
         pieces.max(state.settled.last().map(|settled| settled.through))
     });
     Beginning {
+        hold: None,
         cutter: Cutter::new(
             LogIndexer::new(format, start, Start::Anywhere),
             start,
@@ -130,6 +134,23 @@ pub async fn reserve(
     let restart = slot_state(sql, slot).await?.and_then(|state| state.restart);
     restart
         .map(|restart| restart.align_down(segment_bytes))
+        .ok_or_else(|| Error::new(ErrorKind::Unreachable, format!("slot {slot} holds no log")))
+}
+
+/// Holds log for as long as the connection is kept, without leaving a slot behind: the checkpoint of a
+/// base backup would else remove what is still being sent. Returns the oldest log held, at the beginning
+/// of a segment.
+pub async fn hold(
+    info: &ConnInfo,
+    sql: &SqlLink,
+    slot: &str,
+    segment_bytes: u64,
+) -> Result<(ReplicationLink, Position)> {
+    let mut link = ReplicationLink::connect(info).await?;
+    link.create_temporary_slot(slot).await?;
+    let restart = slot_state(sql, slot).await?.and_then(|state| state.restart);
+    restart
+        .map(|restart| (link, restart.align_down(segment_bytes)))
         .ok_or_else(|| Error::new(ErrorKind::Unreachable, format!("slot {slot} holds no log")))
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ErrorKind, Position, Progress};
+use borealis_base::{ErrorKind, LineageId, Position, Progress};
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::history::History;
 use borealis_pg_server::check::{CheckFacts, Severity, findings};
@@ -30,7 +30,7 @@ use super::sample::{SAMPLES_MAX, sample};
 use super::schedule::Schedule;
 use super::ship::{Destination, Inputs, Shipper};
 use super::slot_policy::{Policy, Slot, Verdict, judge};
-use crate::base_backup::take::{CapturedLog, read_control_file};
+use crate::base_backup::take::read_control_file;
 use crate::error::{Error, Result};
 use crate::host::ProcessIdentity;
 use crate::site::{ClusterIdentity, Site};
@@ -169,22 +169,30 @@ impl Protection<'_> {
         begin::check_branch(system.branch, &state)?;
         let format = begin::log_format(&self.control);
         let segment = self.facts.segment_bytes;
-        let reserved = match &self.slot {
+        let sql = SqlLink::connect(&self.options.info).await?;
+        let (hold, reserved) = match &self.slot {
             Some(slot) => {
-                let sql = SqlLink::connect(&self.options.info).await?;
-                begin::reserve(&self.options.info, &sql, slot, segment).await?
+                let reserved = begin::reserve(&self.options.info, &sql, slot, segment).await?;
+                (None, reserved)
             }
-            None => system.flushed.align_down(segment),
+            None => {
+                // The server may not have noticed yet that the one before it is no longer wanted.
+                let token = LineageId::random(&**self.lineage.entropy()).to_string();
+                let token = token.get(..8).unwrap_or_default();
+                let slot = format!("{}_{token}", slot_name(&self.lineage));
+                let held = begin::hold(&self.options.info, &sql, &slot, segment).await?;
+                (Some(held.0), held.1)
+            }
         };
         let last = begin::last_piece(&state).cloned();
-        match (last, gap) {
+        let beginning = match (last, gap) {
             (Some(piece), None) => {
                 let held = Held {
                     store: self.lineage.store().clone(),
                     keys: self.lineage.keys().clone(),
                     state,
                 };
-                begin::resume(&held, format, &piece).await
+                begin::resume(&held, format, &piece).await?
             }
             (Some(piece), Some(reason)) => {
                 let from = piece.end;
@@ -198,13 +206,14 @@ impl Protection<'_> {
                 self.ledger
                     .append(&EntryBody::Gap(body), Vec::new())
                     .await?;
-                Ok(begin::anew(format, start, Some(&state)))
+                begin::anew(format, start, Some(&state))
             }
             (None, _) => {
                 self.record_branch(&system).await?;
-                Ok(begin::anew(format, reserved, None))
+                begin::anew(format, reserved, None)
             }
-        }
+        };
+        Ok(Beginning { hold, ..beginning })
     }
 
     /// A server that was promoted before it was first protected: its recovery asks for the history of
@@ -302,7 +311,7 @@ impl Protection<'_> {
             ended = &mut receiver => as_ended(ended),
             // Without a fault it ends only after the receiver, which knows why.
             done = &mut shipping => joined(done).and_then(|done| done).map(|()| Ended::Drained),
-            taken = self.base_backups(&captured, system.flushed) => match taken {
+            taken = self.base_backups(&captured) => match taken {
                 // Whoever asked to stop did not ask for the base backup that this gives up.
                 Err(error) if error.kind() == ErrorKind::Interrupted && self.stop.is_cancelled() => {
                     Ok(Ended::Stopped)
@@ -323,7 +332,7 @@ impl Protection<'_> {
         receiving.cancel();
         sampling.cancel();
         listener.abort();
-        drop(captured);
+        drop((captured, beginning.hold));
         let _ = sampler.await;
         if !receiver.is_finished() {
             let _ = receiver.await;
@@ -338,11 +347,7 @@ impl Protection<'_> {
     }
 
     /// Takes base backups as they become due; returns when the only one that was asked for is taken.
-    async fn base_backups(&self, captured: &Captured, flushed: Position) -> Result<()> {
-        if self.slot.is_none() {
-            // The checkpoint of a base backup lets the server remove log that nothing holds.
-            captured.durable_past(flushed).await?;
-        }
+    async fn base_backups(&self, captured: &Captured) -> Result<()> {
         let trigger = if self.options.once {
             Trigger::Once
         } else {

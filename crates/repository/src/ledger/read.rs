@@ -62,6 +62,18 @@ impl LedgerReader {
         &self.fold.epochs
     }
 
+    /// Reads the object of an epoch and checks it.
+    pub async fn check_epoch(&self, epoch: u64) -> Result<()> {
+        let object = layout::epoch(self.context.lineage, epoch);
+        if self.context.store.stat(&object).await?.is_none() {
+            return Err(Error::Missing {
+                object,
+                needed_by: "the ledger".to_owned(),
+            });
+        }
+        self.context.read_epoch(epoch).await.map(|_| ())
+    }
+
     /// Number and head digest of the last entry; zero and zeros in an empty ledger.
     pub fn head(&self) -> (u64, [u8; 32]) {
         (self.fold.chain.head, self.fold.chain.digest)

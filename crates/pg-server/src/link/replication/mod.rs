@@ -210,6 +210,16 @@ impl ReplicationLink {
             .map(drop)
     }
 
+    /// Makes a physical slot that holds log from now on and goes away with this connection.
+    pub async fn create_temporary_slot(&mut self, name: &str) -> Result<()> {
+        let name = quote_identifier(name);
+        self.command(&format!(
+            "CREATE_REPLICATION_SLOT {name} TEMPORARY PHYSICAL RESERVE_WAL"
+        ))
+        .await
+        .map(drop)
+    }
+
     /// What a slot holds; `None` where there is none of this name. Servers before 15 do not know the
     /// command: ask [`crate::source::slot_state`] there.
     pub async fn read_slot(&mut self, name: &str) -> Result<Option<SlotPosition>> {
