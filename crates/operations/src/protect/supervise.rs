@@ -170,21 +170,20 @@ impl Protection<'_> {
         let format = begin::log_format(&self.control);
         let segment = self.facts.segment_bytes;
         let sql = SqlLink::connect(&self.options.info).await?;
-        let (hold, reserved) = match &self.slot {
-            Some(slot) => {
-                let reserved = begin::reserve(&self.options.info, &sql, slot, segment).await?;
-                (None, reserved)
-            }
-            None => {
-                // The server may not have noticed yet that the one before it is no longer wanted.
-                let token = LineageId::random(&**self.lineage.entropy()).to_string();
-                let token = token.get(..8).unwrap_or_default();
-                let slot = format!("{}_{token}", slot_name(&self.lineage));
-                let held = begin::hold(&self.options.info, &sql, &slot, segment).await?;
-                (Some(held.0), held.1)
-            }
+        let (hold, reserved) = if let Some(slot) = &self.slot {
+            let reserved = begin::reserve(&self.options.info, &sql, slot, segment).await?;
+            (None, reserved)
+        } else {
+            // The server may not have noticed yet that the one before it is no longer wanted.
+            let token = LineageId::random(&**self.lineage.entropy()).to_string();
+            let token = token.get(..8).unwrap_or_default();
+            let slot = format!("{}_{token}", slot_name(&self.lineage));
+            let held = begin::hold(&self.options.info, &sql, &slot, segment).await?;
+            (Some(held.0), held.1)
         };
         let last = begin::last_piece(&state).cloned();
+        // A slot that was let go while the log is all there leaves no gap: the new one holds it.
+        let gap = gap.filter(|_| last.as_ref().is_none_or(|piece| reserved > piece.end));
         let beginning = match (last, gap) {
             (Some(piece), None) => {
                 let held = Held {
@@ -195,18 +194,16 @@ impl Protection<'_> {
                 begin::resume(&held, format, &piece).await?
             }
             (Some(piece), Some(reason)) => {
-                let from = piece.end;
-                let start = reserved.max(from);
                 let body = Gap {
                     branch: system.branch,
-                    from,
-                    to: start,
+                    from: piece.end,
+                    to: reserved,
                     reason,
                 };
                 self.ledger
                     .append(&EntryBody::Gap(body), Vec::new())
                     .await?;
-                begin::anew(format, start, Some(&state))
+                begin::anew(format, reserved, Some(&state))
             }
             (None, _) => {
                 self.record_branch(&system).await?;
