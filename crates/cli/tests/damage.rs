@@ -198,7 +198,7 @@ impl Repository {
             Damage::Flip => bytes[middle] ^= 1,
             Damage::Truncate => bytes.truncate(middle),
             Damage::Swap => {
-                bytes = std::fs::read(self.site.repository().join(&object.other)).unwrap()
+                bytes = std::fs::read(self.site.repository().join(&object.other)).unwrap();
             }
             Damage::Delete => return std::fs::remove_file(&path).unwrap(),
         }
