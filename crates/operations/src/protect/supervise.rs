@@ -170,6 +170,8 @@ impl Protection<'_> {
         let format = begin::log_format(&self.control);
         let (hold, reserved) = self.reserve().await?;
         let last = begin::last_piece(&state).cloned();
+        // A slot that was let go while the log is all there leaves no gap: the new one holds it.
+        let gap = gap.filter(|_| last.as_ref().is_none_or(|piece| reserved > piece.end));
         let beginning = match (last, gap) {
             (Some(piece), None) => {
                 let held = Held {
@@ -180,18 +182,16 @@ impl Protection<'_> {
                 begin::resume(&held, format, &piece).await?
             }
             (Some(piece), Some(reason)) => {
-                let from = piece.end;
-                let start = reserved.max(from);
                 let body = Gap {
                     branch: system.branch,
-                    from,
-                    to: start,
+                    from: piece.end,
+                    to: reserved,
                     reason,
                 };
                 self.ledger
                     .append(&EntryBody::Gap(body), Vec::new())
                     .await?;
-                begin::anew(format, start, Some(&state))
+                begin::anew(format, reserved, Some(&state))
             }
             (None, _) => {
                 self.record_branch(&system).await?;
