@@ -120,13 +120,7 @@ async fn log_that_the_server_removed_leaves_a_gap_with_both_sides_restorable() {
     let target = site.target("between");
     let between = format!("lsn:{}", Position(position(&gaps[0], "to").0 - 8));
     let arguments = ["restore", "--to", &between, "--target-dir", &target];
-    let answer = site.run(&arguments).await;
-    assert_ne!(
-        answer.code,
-        Some(0),
-        "a position in the gap was restored: {answer}"
-    );
-    let _ = answer.expect(3);
+    let _ = site.run(&arguments).await.expect(3);
     assert!(!std::path::Path::new(&target).exists());
     let _ = site.run(&["verify", "--deep"]).await.expect(0);
 }

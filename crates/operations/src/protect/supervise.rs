@@ -169,19 +169,7 @@ impl Protection<'_> {
         let state = self.ledger.read(Clone::clone).await;
         begin::check_branch(system.branch, &state)?;
         let format = begin::log_format(&self.control);
-        let segment = self.facts.segment_bytes;
-        let sql = SqlLink::connect(&self.options.info).await?;
-        let (hold, reserved) = if let Some(slot) = &self.slot {
-            let reserved = begin::reserve(&self.options.info, &sql, slot, segment).await?;
-            (None, reserved)
-        } else {
-            // The server may not have noticed yet that the one before it is no longer wanted.
-            let token = LineageId::random(&**self.lineage.entropy()).to_string();
-            let token = token.get(..8).unwrap_or_default();
-            let slot = format!("{}_{token}", slot_name(&self.lineage));
-            let held = begin::hold(&self.options.info, &sql, &slot, segment).await?;
-            (Some(held.0), held.1)
-        };
+        let (hold, reserved) = self.reserve().await?;
         let last = begin::last_piece(&state).cloned();
         // A slot that was let go while the log is all there leaves no gap: the new one holds it.
         let gap = gap.filter(|_| last.as_ref().is_none_or(|piece| reserved > piece.end));
@@ -212,6 +200,21 @@ impl Protection<'_> {
             }
         };
         Ok(Beginning { hold, ..beginning })
+    }
+
+    /// Has the server keep its log from here on, by our slot or as long as the connection is kept.
+    async fn reserve(&self) -> Result<(Option<ReplicationLink>, Position)> {
+        let (info, segment) = (&self.options.info, self.facts.segment_bytes);
+        let sql = SqlLink::connect(info).await?;
+        if let Some(slot) = &self.slot {
+            return Ok((None, begin::reserve(info, &sql, slot, segment).await?));
+        }
+        // Each has a name of its own: the server may not have noticed yet that the last one is gone.
+        let token = LineageId::random(&**self.lineage.entropy()).to_string();
+        let token = token.get(..8).unwrap_or_default();
+        let slot = format!("{}_{token}", slot_name(&self.lineage));
+        let (hold, reserved) = begin::hold(info, &sql, &slot, segment).await?;
+        Ok((Some(hold), reserved))
     }
 
     /// A server that was promoted before it was first protected: its recovery asks for the history of
