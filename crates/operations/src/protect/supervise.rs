@@ -7,6 +7,7 @@ use std::time::Duration;
 use borealis_base::{ErrorKind, LineageId, Position, Progress};
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::history::History;
+use borealis_pg_server::Error as ServerError;
 use borealis_pg_server::check::{CheckFacts, Severity, findings};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::SqlLink;
@@ -17,6 +18,7 @@ use borealis_repository::ledger::{
     BranchStarted, Decision, EntryBody, Gap, Holder, LedgerWriter, Opening, Presence, Retired,
     decide,
 };
+use borealis_repository::plan::LineageState;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +40,13 @@ use crate::site::{ClusterIdentity, Site};
 
 /// How often the slot and the disk are looked at.
 const SLOT_INTERVAL: Duration = Duration::from_secs(10);
+/// The pause between attempts to ask a server that does not answer.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Attempts at the start to ask a server that restarts.
+const START_ATTEMPTS_MAX: u32 = 60;
+/// SQLSTATEs of a server that stops, has crashed or starts: `admin_shutdown`, `crash_shutdown`,
+/// `cannot_connect_now`.
+const RESTARTING: [&str; 3] = ["57P01", "57P02", "57P03"];
 /// The name of a cluster for which none is given.
 const DEFAULT_CLUSTER: &str = "main";
 
@@ -104,13 +113,7 @@ pub async fn protect(
     progress: Arc<dyn Progress>,
     stop: CancellationToken,
 ) -> Result<Stopped> {
-    let sql = SqlLink::connect(&options.info).await?;
-    let facts = ServerFacts::read(&sql).await?;
-    let data_dir = local_data_dir(options, &facts)?;
-    refuse_problems(options, &data_dir).await?;
-    let control = read_control_file(&data_dir).await?.1;
-    check_same_cluster(&data_dir, &control, &facts)?;
-    begin::check_version(control.version)?;
+    let (facts, data_dir, control) = look_at_server(options, &stop).await?;
     let (cluster, lineage) = find_cluster(site, options, &facts, &data_dir).await?;
     let writer = open_writer(site, &lineage, options, &control).await?;
     let slot = (!options.no_slot).then(|| slot_name(&lineage));
@@ -140,22 +143,82 @@ pub async fn protect(
     })
 }
 
+/// Looks whether the server can be protected. One that restarts at this moment is waited for; one that
+/// can't be reached at all is an error at once, since its name may be wrong.
+async fn look_at_server(
+    options: &Options,
+    stop: &CancellationToken,
+) -> Result<(ServerFacts, PathBuf, ControlFile)> {
+    let look = async || {
+        let sql = SqlLink::connect(&options.info).await?;
+        let facts = ServerFacts::read(&sql).await?;
+        let data_dir = local_data_dir(options, &facts)?;
+        refuse_problems(options, &data_dir).await?;
+        let control = read_control_file(&data_dir).await?.1;
+        check_same_cluster(&data_dir, &control, &facts)?;
+        begin::check_version(control.version)?;
+        Ok((facts, data_dir, control))
+    };
+    let mut attempt = 1;
+    loop {
+        match look().await {
+            Err(error) if restarts(&error) && attempt < START_ATTEMPTS_MAX => {
+                attempt += 1;
+                pause(stop, &error).await?;
+            }
+            looked => return looked,
+        }
+    }
+}
+
+/// Whether an error says that the server is there and stops, starts or has just gone.
+fn restarts(error: &Error) -> bool {
+    match error {
+        Error::Server(ServerError::Lost { .. }) => true,
+        Error::Server(error) => error
+            .sqlstate()
+            .is_some_and(|state| RESTARTING.contains(&state)),
+        _ => false,
+    }
+}
+
+/// Waits before another attempt; an error where it is asked to stop meanwhile.
+async fn pause(stop: &CancellationToken, error: &Error) -> Result<()> {
+    tracing::warn!(%error, "the server can't be asked; trying again");
+    tokio::select! {
+        () = stop.cancelled() => Err(Error::new(
+            ErrorKind::Interrupted,
+            "stopped while the server could not be asked",
+        )),
+        () = tokio::time::sleep(RETRY_PAUSE) => Ok(()),
+    }
+}
+
 impl Protection<'_> {
     async fn run(&self) -> Result<Position> {
         let mut gap = None;
         loop {
-            let beginning = self.begin(gap.take()).await?;
-            let (ended, durable) = self.capture(beginning).await?;
+            let (system, beginning) = match self.begin(gap.clone()).await {
+                Ok(begun) => begun,
+                // It was reached before, and will be again; nothing was written by this attempt.
+                Err(error) if error.kind() == ErrorKind::Unreachable => {
+                    if pause(&self.stop, &error).await.is_ok() {
+                        continue;
+                    }
+                    let end =
+                        |state: &LineageState| begin::last_piece(state).map(|piece| piece.end);
+                    return Ok(self.ledger.read(end).await.unwrap_or_default());
+                }
+                Err(error) => return Err(error),
+            };
+            let (ended, durable) = self.capture(system, beginning).await?;
             match ended {
                 Ended::Stopped | Ended::Drained => return Ok(durable),
                 Ended::Gap(reason) => {
                     tracing::error!(%durable, reason, "the log has a gap; a new base backup follows");
-                    if let Some(slot) = &self.slot {
-                        let mut link = ReplicationLink::connect(&self.options.info).await?;
-                        // One that is lost or gone already needs no dropping.
-                        if let Err(error) = link.drop_slot(slot).await {
-                            tracing::debug!(%error, slot, "slot not dropped");
-                        }
+                    // One that is lost or gone already needs no dropping.
+                    if let Err(error) = self.drop_slot().await {
+                        tracing::debug!(%error, "slot not dropped");
                     }
                     gap = Some(reason);
                 }
@@ -163,8 +226,16 @@ impl Protection<'_> {
         }
     }
 
+    async fn drop_slot(&self) -> Result<()> {
+        if let Some(slot) = &self.slot {
+            let mut link = ReplicationLink::connect(&self.options.info).await?;
+            link.drop_slot(slot).await?;
+        }
+        Ok(())
+    }
+
     /// Finds where to go on. With a gap, or for the first time, that is where the server can give log from.
-    async fn begin(&self, gap: Option<String>) -> Result<Beginning> {
+    async fn begin(&self, gap: Option<String>) -> Result<(SystemIdentity, Beginning)> {
         let system = self.identify().await?;
         let state = self.ledger.read(Clone::clone).await;
         begin::check_branch(system.branch, &state)?;
@@ -199,7 +270,7 @@ impl Protection<'_> {
                 begin::anew(format, reserved, None)
             }
         };
-        Ok(Beginning { hold, ..beginning })
+        Ok((system, Beginning { hold, ..beginning }))
     }
 
     /// Has the server keep its log from here on, by our slot or as long as the connection is kept.
@@ -253,8 +324,11 @@ impl Protection<'_> {
     }
 
     /// Captures log and takes base backups until something ends it; ships what was received first.
-    async fn capture(&self, beginning: Beginning) -> Result<(Ended, Position)> {
-        let system = self.identify().await?;
+    async fn capture(
+        &self,
+        system: SystemIdentity,
+        beginning: Beginning,
+    ) -> Result<(Ended, Position)> {
         let (durable, watched) = watch::channel(beginning.durable);
         let (stretches_in, stretches) = mpsc::channel(MESSAGES_MAX);
         let (samples_in, samples) = mpsc::channel(SAMPLES_MAX);
