@@ -354,3 +354,58 @@ async fn pages_changed_by_pg_checksums_are_not_inherited() {
     let sql = "SELECT count(*)::text FROM t";
     assert_eq!(restored.value(sql).await, "5000");
 }
+
+/// A server whose storage was put back to an older state, and that has written on: its log has the
+/// same positions, and other bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn history_that_was_rewritten_on_the_server_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let mut server = TestServer::start(ServerOptions::default()).await;
+    server.sql("CREATE TABLE t (id int)").await;
+    let once = |server: &TestServer| protect::Options {
+        once: true,
+        ..options(server)
+    };
+    let run = async |server: &TestServer| {
+        Protecting::begin(site.clone(), once(server))
+            .task
+            .await
+            .unwrap()
+    };
+    run(&server).await.unwrap();
+    server.stop().await;
+    let kept = server.scratch("kept");
+    copy(server.data_dir(), &kept);
+    server.start_again().await;
+    server
+        .sql("INSERT INTO t SELECT 1 FROM generate_series(1, 1000)")
+        .await;
+    run(&server).await.unwrap();
+    server.stop().await;
+    std::fs::remove_dir_all(server.data_dir()).unwrap();
+    copy(&kept, server.data_dir());
+    server.start_again().await;
+    server
+        .sql("INSERT INTO t SELECT 2 FROM generate_series(1, 400000)")
+        .await;
+    let error = run(&server).await.unwrap_err();
+    assert_eq!(error.kind(), borealis_base::ErrorKind::Refused, "{error}");
+    assert!(error.to_string().contains("older state"), "{error}");
+    let restored = restore_to(&site, Target::Latest).await.unwrap();
+    assert_eq!(
+        restored
+            .value("SELECT count(*)::text FROM t WHERE id = 1")
+            .await,
+        "1000"
+    );
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .arg("--no-target-directory")
+        .args([from, to])
+        .status();
+    assert!(status.unwrap().success());
+}

@@ -16,10 +16,12 @@ use borealis_pg_server::source::{SlotHold, slot_state};
 use borealis_repository::log::{LogReader, pieces_of};
 use borealis_repository::plan::{LineageState, PieceSummary, RecordSpan};
 use borealis_repository::store::Store;
+use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 
 use super::cutter::Cutter;
 use super::log_frame;
+use super::receive::overlap_start;
 use super::ship::{Durable, PIECE_BYTES_MAX};
 use crate::error::{Error, Result};
 
@@ -47,6 +49,8 @@ pub struct Beginning {
     pub durable: Durable,
     /// The last record that is durable.
     pub last_record: Option<RecordSpan>,
+    /// The end of the log that is durable, to be compared with what the server has there.
+    pub tail: Bytes,
 }
 
 /// The last piece of the log, if any is held.
@@ -76,6 +80,7 @@ pub async fn resume(held: &Held, format: LogFormat, piece: &PieceSummary) -> Res
             indexer.push(part.position, &part.bytes);
         }
     }
+    let tail = tail(held, format, &reader, piece).await?;
     let settled = held.state.settled.last().map(|settled| settled.through);
     Ok(Beginning {
         hold: None,
@@ -90,7 +95,25 @@ pub async fn resume(held: &Held, format: LogFormat, piece: &PieceSummary) -> Res
             .iter()
             .rev()
             .find_map(|piece| piece.last_record),
+        tail,
     })
+}
+
+/// The end of the stored log, as much of it as the server is sure to have still.
+async fn tail(
+    held: &Held,
+    format: LogFormat,
+    reader: &LogReader,
+    piece: &PieceSummary,
+) -> Result<Bytes> {
+    let from = overlap_start(piece.end, format.segment_size).max(piece.start);
+    let pieces = pieces_of(&held.state, piece.branch, from, piece.end)?;
+    let mut log = std::pin::pin!(reader.stream(pieces, PREFETCH));
+    let mut tail = BytesMut::new();
+    while let Some(part) = log.try_next().await? {
+        tail.extend_from_slice(&part.bytes);
+    }
+    Ok(tail.freeze())
 }
 
 /// Begins at `start`, the beginning of a segment, with nothing known of what came before.
@@ -111,6 +134,7 @@ pub fn anew(format: LogFormat, start: Position, held: Option<&LineageState>) -> 
             settled,
         },
         last_record: None,
+        tail: Bytes::new(),
     }
 }
 

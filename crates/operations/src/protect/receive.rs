@@ -10,7 +10,7 @@ use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::replication::{
     Event, Feedback, Message, ReplicationLink, ReplicationStream, Started,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -58,9 +58,53 @@ pub struct From {
     pub position: Position,
     /// Bytes of a log segment.
     pub segment_size: SegmentSize,
+    /// The bytes just before `position`, as many of them as are known; asked for again at each connection
+    /// and compared, so that a server whose log was rewritten is noticed before its bytes are mixed in.
+    pub tail: Bytes,
+}
+
+/// Bytes before the next one wanted that are asked for again. A log page: its records carry checksums,
+/// transaction numbers and times, and two histories do not agree in them by chance.
+const OVERLAP_BYTES: u64 = 8192;
+
+/// Where an overlap before `position` begins. It never leaves the segment: the server keeps whole
+/// segments, and the one before may be gone.
+pub fn overlap_start(position: Position, segment_size: SegmentSize) -> Position {
+    let segment = position.align_down(segment_size.bytes());
+    Position(position.0.saturating_sub(OVERLAP_BYTES)).max(segment)
 }
 
 impl From {
+    /// Where to ask the server to begin.
+    fn ask_from(&self) -> Position {
+        let known = Position(self.position.0 - self.tail.len() as u64);
+        overlap_start(self.position, self.segment_size).max(known)
+    }
+
+    /// Takes a message: compares what is known already, and returns what is new.
+    fn take(&mut self, start: Position, bytes: &Bytes) -> Result<Bytes> {
+        let known = usize::try_from(self.position.since(start)).unwrap_or(usize::MAX);
+        let (old, new) = (
+            bytes.slice(..known.min(bytes.len())),
+            bytes.slice(known.min(bytes.len())..),
+        );
+        let tail_start = Position(self.position.0 - self.tail.len() as u64);
+        let at = usize::try_from(start.since(tail_start)).unwrap_or(usize::MAX);
+        let ours = self.tail.get(at..).and_then(|ours| ours.get(..old.len()));
+        if !old.is_empty() && ours != Some(&old[..]) {
+            return Err(rewritten(start, self.position));
+        }
+        if !new.is_empty() {
+            let keep = usize::try_from(OVERLAP_BYTES).unwrap_or(usize::MAX);
+            let mut tail = BytesMut::from(&self.tail[..]);
+            tail.extend_from_slice(&new);
+            let cut = tail.len().saturating_sub(keep);
+            self.tail = tail.freeze().slice(cut..);
+            self.position = self.position.plus(new.len() as u64);
+        }
+        Ok(new)
+    }
+
     /// The name of the segment that is wanted next.
     fn segment_name(&self) -> String {
         let number = self.segment_size.number_of(self.position);
@@ -143,6 +187,15 @@ pub async fn receive(
     }
 }
 
+fn rewritten(from: Position, to: Position) -> Error {
+    Error::refused(
+        format!(
+            "the server's log between {from} and {to} is not what it was: the server was put back to an older state and has written on"
+        ),
+        "Protect it under another name with --cluster; the old window stays restorable.",
+    )
+}
+
 enum Connected {
     Streaming(ReplicationStream, Feedback),
     Ended(End),
@@ -172,7 +225,7 @@ async fn connect(from: &From, clock: Arc<dyn Clock>) -> Result<Connected> {
     let started = link
         .start_physical(
             from.slot.as_deref(),
-            from.position,
+            from.ask_from(),
             from.branch,
             SILENCE_LIMIT,
             clock,
@@ -203,11 +256,21 @@ async fn stream_until_broken(
         };
         match event {
             Ok(Event::Message(Message::Log { start, bytes, .. })) => {
-                let next = start.plus(bytes.len() as u64);
-                if out.send(Stretch { start, bytes }).await.is_err() {
+                let next = from.position;
+                let new = match from.take(start, &bytes) {
+                    Ok(new) => new,
+                    Err(error) => break Streamed::Broken(error),
+                };
+                if new.is_empty() {
+                    continue;
+                }
+                let stretch = Stretch {
+                    start: next,
+                    bytes: new,
+                };
+                if out.send(stretch).await.is_err() {
                     break Streamed::End(End::Stopped);
                 }
-                from.position = next;
             }
             Ok(Event::Message(Message::KeepAlive { .. })) => {}
             Ok(Event::EndOfTimeline(end)) => {
@@ -274,7 +337,45 @@ mod tests {
             branch: Branch(1),
             position: Position(position),
             segment_size: SegmentSize::DEFAULT,
+            tail: Bytes::new(),
         }
+    }
+
+    #[test]
+    fn history_that_was_rewritten_is_not_mixed_in() {
+        let mut from = wanted(0x0300_0000);
+        let bytes = |fill: u8, len: usize| Bytes::from(vec![fill; len]);
+        assert_eq!(from.ask_from(), from.position);
+        assert_eq!(
+            from.take(Position(0x0300_0000), &bytes(1, 10_000))
+                .unwrap()
+                .len(),
+            10_000
+        );
+        assert_eq!(from.position, Position(0x0300_2710));
+        assert_eq!(from.ask_from(), Position(0x0300_0710));
+        // The same bytes again, and new ones after them.
+        let mut again = BytesMut::from(&bytes(1, 8192)[..]);
+        again.extend_from_slice(&bytes(2, 5));
+        assert_eq!(
+            from.take(Position(0x0300_0710), &again.freeze()).unwrap(),
+            bytes(2, 5)
+        );
+        // One byte differs.
+        let mut other = BytesMut::from(&bytes(1, 8187)[..]);
+        other.extend_from_slice(&bytes(3, 5));
+        let ask = from.ask_from();
+        let refused = from.take(ask, &other.freeze()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Refused);
+        assert_eq!(from.position, Position(0x0300_2715));
+    }
+
+    #[test]
+    fn overlap_stays_within_the_segment_that_the_server_keeps() {
+        let start = |position| overlap_start(Position(position), SegmentSize::DEFAULT);
+        assert_eq!(start(0x0300_0000), Position(0x0300_0000));
+        assert_eq!(start(0x0300_0100), Position(0x0300_0000));
+        assert_eq!(start(0x0300_8000), Position(0x0300_6000));
     }
 
     fn told(sqlstate: &str, message: &str) -> Error {

@@ -31,8 +31,9 @@ use super::schedule::Schedule;
 use super::ship::{Destination, Inputs, Shipper};
 use super::slot_policy::{Policy, Slot, Verdict, judge};
 use crate::base_backup::take::read_control_file;
-use crate::error::{Error, Result};
+use crate::error::{Error, FileContext, Result};
 use crate::host::ProcessIdentity;
+use crate::restore::recovery_file::RecoveryFile;
 use crate::site::{ClusterIdentity, Site};
 
 /// How often the slot and the disk are looked at.
@@ -267,6 +268,7 @@ impl Protection<'_> {
             branch: system.branch,
             position: beginning.durable.position,
             segment_size: self.control.wal_segment_size,
+            tail: beginning.tail.clone(),
         };
         let clock = self.lineage.clock().clone();
         let mut receiver = tokio::spawn(receive(
@@ -539,9 +541,8 @@ async fn find_cluster(
 /// A restored server shares its parent's system identifier, and perhaps its timeline number; what it
 /// writes belongs into a history of its own.
 fn refuse_restored(data_dir: &Path, cluster: &borealis_repository::catalog::Cluster) -> Result<()> {
-    let found = crate::restore::recovery_file::RecoveryFile::load(data_dir)
-        .ok()
-        .flatten();
+    // One that can't be read is not one that is not there.
+    let found = RecoveryFile::load(data_dir).at("read the mark of a restore in", data_dir)?;
     let born_here = |lineage| {
         cluster
             .lineages

@@ -23,6 +23,8 @@ use crate::error::{Error, FileContext, Result};
 
 /// How often the server is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a login may fail once the server says that it is ready.
+const LOGIN_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the server may take to show where its socket is.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(60);
 /// The log of a restored server until its first restart.
@@ -99,8 +101,12 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
         quote_value(starting.superuser),
     ))?;
     let mut shown = starting.replay.0;
+    let mut ready_since = None;
     let link = loop {
         for line in tail.lines().at("read", &log_file)? {
+            if log_fact(&line) == Some(LogFact::Ready) {
+                ready_since = Some(starting.clock.elapsed());
+            }
             shown = show(starting, &line, shown, progress);
         }
         if let Some(link) = answering(&info).await {
@@ -108,6 +114,17 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
         }
         if !instance.is_running() {
             return Err(ended(&log_file));
+        }
+        let waited = ready_since.map(|since| starting.clock.elapsed().saturating_sub(since));
+        if waited.is_some_and(|waited| waited > LOGIN_DEADLINE) {
+            return Err(Error::with_hint(
+                ErrorKind::Refused,
+                format!(
+                    "the restored server runs, and nobody can log in; {}",
+                    last_words(&log_file)
+                ),
+                format!("The whole log is {}.", log_file.display()),
+            ));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     };
@@ -136,16 +153,23 @@ async fn answering(info: &ConnInfo) -> Option<SqlLink> {
     (recovering == "f").then_some(link)
 }
 
-fn ended(log_file: &Path) -> Error {
+fn last_words(log_file: &Path) -> String {
     let text = std::fs::read_to_string(log_file).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let last = lines
         .get(lines.len().saturating_sub(8)..)
         .unwrap_or_default()
         .join("\n");
+    format!("its log ends:\n{last}")
+}
+
+fn ended(log_file: &Path) -> Error {
     Error::with_hint(
         ErrorKind::Refused,
-        format!("the restored server ended before it answered; its log ends:\n{last}"),
+        format!(
+            "the restored server ended before it answered; {}",
+            last_words(log_file)
+        ),
         format!("The whole log is {}.", log_file.display()),
     )
 }
