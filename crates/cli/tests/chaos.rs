@@ -34,7 +34,7 @@ fn absorb(all: &mut Outcome, more: Outcome) {
     all.unknown.extend(more.unknown);
 }
 
-/// Ends what a killed server left prepared: its locks would hold up the next writers.
+/// Ends what a writer that was cut off left prepared: its locks would hold up the next writers.
 async fn end_prepared(server: &TestServer) {
     let session = server.session("postgres").await;
     let rows = session
@@ -93,7 +93,6 @@ async fn kills_and_cut_connections_lose_nothing_that_was_acknowledged() {
                 server.kill();
                 absorb(&mut outcome, running.finish().await);
                 server.start_again().await;
-                end_prepared(&server).await;
             }
             _ => {
                 server
@@ -106,6 +105,7 @@ async fn kills_and_cut_connections_lose_nothing_that_was_acknowledged() {
                 absorb(&mut outcome, running.stop().await);
             }
         }
+        end_prepared(&server).await;
         protect.assert_running();
     }
     assert!(outcome.acknowledged.len() > 50, "the workload did nothing");

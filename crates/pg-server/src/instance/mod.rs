@@ -271,8 +271,11 @@ impl Instance {
     /// so that it cannot begin to tidy up after its children.
     pub fn kill(&mut self) -> Result<()> {
         self.signal(Signal::STOP)?;
-        for pid in children(self.pid) {
-            if let Some(pid) = process(pid) {
+        // Until it is held it may still make children, which would be missed.
+        look_until(|| matches!(state(self.pid), None | Some('T' | 'Z' | 'X')));
+        let children = children(self.pid);
+        for pid in &children {
+            if let Some(pid) = process(*pid) {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
@@ -280,6 +283,11 @@ impl Instance {
         if let Some(child) = &mut self.child {
             let _ = child.wait();
         }
+        // One that is still writing to a disk holds the shared memory, and the next start fails on it.
+        look_until(|| {
+            let gone = |pid: &u32| matches!(state(*pid), None | Some('Z' | 'X'));
+            children.iter().all(gone)
+        });
         Ok(())
     }
 
@@ -339,6 +347,23 @@ pub fn running_pid(data_dir: &Path) -> Result<Option<u32>> {
         .next()
         .and_then(|line| line.trim().parse().ok());
     Ok(pid.filter(|pid| process(*pid).is_some_and(|pid| test_kill_process(pid).is_ok())))
+}
+
+/// Looks until `done`, for as long as a killed process may take to end.
+fn look_until(done: impl Fn() -> bool) {
+    for _ in 0..PID_LOOKS_MAX {
+        if done() {
+            return;
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// The state of a process as Linux's `/proc` shows it; `None` where there is none.
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.trim_start().chars().next()
 }
 
 /// The children of a process, by Linux's `/proc`.
