@@ -15,6 +15,14 @@ use crate::error::{Error, Result};
 /// The first and the longest pause between attempts while the store gives no answer.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
+/// What to bring to its end.
+enum Attempt<'a> {
+    /// The entry that is pending, if one is.
+    Pending,
+    /// A new one.
+    New(&'a EntryBody, Vec<PreparedFrame>),
+}
+
 /// A shared ledger writer.
 #[derive(Clone)]
 pub struct Ledger {
@@ -37,8 +45,24 @@ impl Ledger {
     /// Fenced; interrupted; whatever trying again does not change.
     pub async fn append(&self, body: &EntryBody, frames: Vec<PreparedFrame>) -> Result<Committed> {
         let mut writer = self.writer.lock().await;
+        self.drive(&mut writer, Attempt::Pending).await?;
+        let appended = self.drive(&mut writer, Attempt::New(body, frames)).await?;
+        appended.ok_or_else(|| Error::new(ErrorKind::Bug, "an entry was appended and is not there"))
+    }
+
+    /// Brings an entry to its end: a new one, or one whose appender was dropped half-way, such as a base
+    /// backup that was given up while its entry was on the way. That one comes first, since it may stand
+    /// in the ledger already.
+    async fn drive(
+        &self,
+        writer: &mut LedgerWriter,
+        attempt: Attempt<'_>,
+    ) -> Result<Option<Committed>> {
         let mut pause = RETRY_PAUSE.0;
-        let mut attempt = writer.append(body, frames).await;
+        let mut attempt = match attempt {
+            Attempt::Pending => writer.resume().await,
+            Attempt::New(body, frames) => writer.append(body, frames).await.map(Some),
+        };
         loop {
             let error = match attempt {
                 Ok(committed) => return Ok(committed),
@@ -56,11 +80,7 @@ impl Ledger {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_PAUSE.1),
             }
             // The entry is pending, so that there is one to resume.
-            attempt = match writer.resume().await {
-                Ok(Some(committed)) => Ok(committed),
-                Ok(None) => return Err(Error::new(ErrorKind::Bug, "a pending entry was lost")),
-                Err(error) => Err(error),
-            };
+            attempt = writer.resume().await;
         }
     }
 
