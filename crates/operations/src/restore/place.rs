@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use borealis_base::Position;
 use borealis_pg_format::index::LogIndex;
+use borealis_pg_server::data_dir::config_files::{Statement, parse};
 use borealis_pg_server::instance::{Binaries, SystemUser, users};
 use borealis_pg_server::recovery::{
-    Goal, Origin, Place, Recovery, RestoredConfig, configure, library_exists,
+    Goal, Origin, Place, Recovery, RestoredConfig, configure, library_exists, quote_value,
 };
 use borealis_repository::log::LogReader;
 use futures::{StreamExt, TryStreamExt};
@@ -18,6 +19,9 @@ use crate::protect::log_frame;
 
 /// Who gets the files where root restores and names nobody.
 const DEFAULT_OWNER: &str = "postgres";
+/// Where Debian's servers put their sockets if nothing else is said.
+const DEFAULT_SOCKETS: &str = "/var/run/postgresql";
+const SOCKETS: &str = "unix_socket_directories";
 /// Log indexes read at a time.
 const INDEXES_AT_ONCE: usize = 8;
 
@@ -192,7 +196,7 @@ pub fn configuration(
         .iter()
         .map(|blob| data_dir.join(&blob.name))
         .collect();
-    configure(
+    let mut config = configure(
         &Origin {
             config: &server.config,
             settings: &server.settings,
@@ -218,11 +222,45 @@ pub fn configuration(
                 Goal::Promote(prepared.plan.stop.start)
             },
         },
-    )
+    );
+    let default = Path::new(DEFAULT_SOCKETS);
+    if !sets_sockets(&config) && !may(wanted.owner, default, 2) {
+        place_sockets(&mut config, &sockets);
+    }
+    config
+}
+
+/// Whether a file of the configuration says where the sockets go.
+fn sets_sockets(config: &RestoredConfig) -> bool {
+    let sets = |(_, statement): (&str, Statement)| matches!(statement, Statement::Setting { name, .. } if name == SOCKETS);
+    config
+        .files
+        .iter()
+        .filter(|file| ["postgresql.conf", "postgresql.auto.conf"].contains(&file.path.as_str()))
+        .any(|file| parse(&file.text).any(sets))
+}
+
+/// A server that was built for a socket directory which its new user can't write to would not start,
+/// and no line of the configuration names that directory.
+fn place_sockets(config: &mut RestoredConfig, sockets: &Path) {
+    let line = format!(
+        "{SOCKETS} = {}\n",
+        quote_value(&sockets.display().to_string())
+    );
+    for file in &mut config.files {
+        if file.path == "postgresql.auto.conf" {
+            file.text.push_str(&line);
+        }
+    }
+    config.auto_after_recovery.push_str(&line);
+    config.warnings.push(format!(
+        "{SOCKETS}: {DEFAULT_SOCKETS} is not writable here; {} is used",
+        sockets.display()
+    ));
 }
 
 fn socket_directory(owner: Option<&SystemUser>) -> PathBuf {
-    let usual = PathBuf::from("/var/run/postgresql");
+    let usual = PathBuf::from(DEFAULT_SOCKETS);
     if may(owner, &usual, 2) {
         usual
     } else {
