@@ -6,6 +6,7 @@
 
 pub mod oracle;
 pub mod program;
+pub mod s3;
 pub mod server;
 pub mod waldump;
 pub mod workload;

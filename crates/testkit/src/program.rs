@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::server::{free_port, server_dir};
-use crate::{TestServer, wait_until};
+use crate::{TestServer, s3, wait_until};
 
 /// How long a condition on the repository may take to come true. Two cores run several servers.
 pub const DEADLINE: Duration = Duration::from_mins(2);
@@ -104,6 +104,8 @@ pub struct Site {
     dir: TempDir,
     program: PathBuf,
     major: u32,
+    /// The repository's URL where it is no folder.
+    url: Option<String>,
 }
 
 impl Site {
@@ -114,7 +116,16 @@ impl Site {
             dir,
             program: PathBuf::from(program),
             major: server.binaries().major,
+            url: None,
         };
+        site.configure(&server.dsn());
+        site
+    }
+
+    /// A configuration for `server` whose repository is the bucket at `url`; no repository yet.
+    pub fn in_bucket(program: &str, server: &TestServer, url: &str) -> Self {
+        let mut site = Self::bare(program, server);
+        site.url = Some(url.to_owned());
         site.configure(&server.dsn());
         site
     }
@@ -130,7 +141,9 @@ impl Site {
     pub fn configure(&self, source: &str) {
         let text = format!(
             "repository = \"{}\"\nkey_file = \"{}\"\nsource = \"{source}\"\n",
-            self.repository().display(),
+            self.url
+                .clone()
+                .unwrap_or_else(|| self.repository().display().to_string()),
             self.key_file().display()
         );
         std::fs::write(self.dir.path().join("config.toml"), text).expect("it is ours");
@@ -169,9 +182,15 @@ impl Site {
         let mut command = Command::new(&self.program);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if name.starts_with("PG") || name.starts_with("BOREALIS_") {
+            if ["PG", "BOREALIS_", "AWS_"]
+                .iter()
+                .any(|theirs| name.starts_with(theirs))
+            {
                 command.env_remove(&*name);
             }
+        }
+        if self.url.is_some() {
+            command.envs(s3::environment());
         }
         command
             .args(arguments)

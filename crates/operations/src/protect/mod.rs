@@ -25,6 +25,7 @@ pub mod schedule;
 pub mod ship;
 pub mod slot_policy;
 mod supervise;
+mod unfenced;
 
 pub(crate) use supervise::process_of;
 pub use supervise::{Options, Stopped, protect, unprotect};

@@ -14,6 +14,7 @@ use borealis_repository::ledger::{EntryBody, LogPiece, Settled};
 use borealis_repository::log::{PieceIdentity, TimeStep, prepare_piece};
 use borealis_repository::object::Compression;
 use borealis_repository::plan::RecordSpan;
+use borealis_repository::store::Counters;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -52,6 +53,8 @@ pub struct Destination {
     pub ledger: Ledger,
     /// How long a byte may wait.
     pub flush_interval: Duration,
+    /// What the use of the store costs, for whoever asks.
+    pub usage: Arc<Counters>,
 }
 
 /// What comes in.
@@ -255,6 +258,7 @@ impl Shipper {
         // Whoever asked may have gone.
         let _ = asked.answer.send(Answer {
             settled_through: self.durable.borrow().settled,
+            usage: Some(self.to.usage.usage()),
         });
         Ok(())
     }

@@ -19,6 +19,7 @@ use borealis_repository::ledger::{
     decide,
 };
 use borealis_repository::plan::LineageState;
+use borealis_repository::store::Counters;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,7 @@ use super::sample::{SAMPLES_MAX, sample};
 use super::schedule::Schedule;
 use super::ship::{Destination, Inputs, Shipper};
 use super::slot_policy::{Policy, Slot, Verdict, judge};
+use super::unfenced;
 use crate::base_backup::take::read_control_file;
 use crate::error::{Error, FileContext, Result};
 use crate::host::ProcessIdentity;
@@ -93,6 +95,7 @@ struct Protection<'a> {
     data_dir: PathBuf,
     ledger: Ledger,
     slot: Option<String>,
+    usage: Arc<Counters>,
     progress: Arc<dyn Progress>,
     stop: CancellationToken,
 }
@@ -125,6 +128,7 @@ pub async fn protect(
         control,
         data_dir,
         slot,
+        usage: site.usage.clone(),
         progress,
         stop,
     };
@@ -363,6 +367,7 @@ impl Protection<'_> {
             branch: system.branch,
             ledger: self.ledger.clone(),
             flush_interval: self.options.flush_interval,
+            usage: self.usage.clone(),
         };
         let shipper = Shipper::new(
             to,
@@ -647,10 +652,11 @@ async fn open_writer(
         .as_ref()
         .and_then(|present| process_of(&present.holder).is_alive());
     let now = site.clock().now();
+    let decision = decide(present.as_ref(), alive, now, options.take_over);
     if let Decision::Refuse {
         silent_for,
         dead_after,
-    } = decide(present.as_ref(), alive, now, options.take_over)
+    } = decision
     {
         return Err(refused_while_alive(
             present.as_ref(),
@@ -658,6 +664,8 @@ async fn open_writer(
             dead_after,
         ));
     }
+    let single_writer =
+        unfenced::follow(lineage.store().as_ref(), &decision, options.take_over).await?;
     let opening = Opening {
         holder: Holder {
             host: format!("{} {}", me.host, me.process_space),
@@ -665,6 +673,7 @@ async fn open_writer(
             process_start: me.started_ticks,
             control: control::socket_path(lineage.id()).display().to_string(),
             program: format!("borealis {}", env!("CARGO_PKG_VERSION")),
+            single_writer,
         },
         log_unit: control.wal_segment_size.bytes(),
         expected_epoch: (!options.take_over).then(|| present.map_or(0, |present| present.epoch)),
@@ -718,10 +727,11 @@ pub async fn unprotect(site: &Site, cluster: Option<&str>, info: &ConnInfo) -> R
     let alive = present
         .as_ref()
         .and_then(|present| process_of(&present.holder).is_alive());
+    let decision = decide(present.as_ref(), alive, site.clock().now(), false);
     if let Decision::Refuse {
         silent_for,
         dead_after,
-    } = decide(present.as_ref(), alive, site.clock().now(), false)
+    } = decision
     {
         return Err(refused_while_alive(
             present.as_ref(),
@@ -729,6 +739,7 @@ pub async fn unprotect(site: &Site, cluster: Option<&str>, info: &ConnInfo) -> R
             dead_after,
         ));
     }
+    let single_writer = unfenced::follow(lineage.store().as_ref(), &decision, false).await?;
     let sql = SqlLink::connect(info).await?;
     let facts = ServerFacts::read(&sql).await?;
     let identity = ClusterIdentity::of(&cluster)?;
@@ -753,6 +764,7 @@ pub async fn unprotect(site: &Site, cluster: Option<&str>, info: &ConnInfo) -> R
             host: format!("{} {}", me.host, me.process_space),
             pid: me.pid,
             process_start: me.started_ticks,
+            single_writer,
             ..Holder::default()
         },
         log_unit: facts.segment_bytes,

@@ -64,6 +64,8 @@ pub(super) struct HolderMessage {
     control: String,
     #[prost(string, tag = "5")]
     program: String,
+    #[prost(bool, tag = "6")]
+    single_writer: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -238,6 +240,7 @@ pub(super) fn holder(holder: &Holder) -> HolderMessage {
         process_start: holder.process_start,
         control: holder.control.clone(),
         program: holder.program.clone(),
+        single_writer: holder.single_writer,
     }
 }
 
@@ -248,6 +251,7 @@ pub(super) fn read_holder(message: HolderMessage) -> Holder {
         process_start: message.process_start,
         control: message.control,
         program: message.program,
+        single_writer: message.single_writer,
     }
 }
 

@@ -14,6 +14,8 @@ pub enum StoreErrorKind {
     Denied,
     /// No room.
     Full,
+    /// The store does not create atomically, and the repository's URL forbids to write to such a one.
+    SingleWriter,
     /// The request makes no sense to this store.
     Invalid,
 }
@@ -57,7 +59,9 @@ impl StoreError {
         match self.kind {
             StoreErrorKind::NotFound => ErrorKind::NotFound,
             StoreErrorKind::Unreachable => ErrorKind::Unreachable,
-            StoreErrorKind::Denied | StoreErrorKind::Full => ErrorKind::Refused,
+            StoreErrorKind::Denied | StoreErrorKind::Full | StoreErrorKind::SingleWriter => {
+                ErrorKind::Refused
+            }
             StoreErrorKind::Invalid => ErrorKind::Usage,
         }
     }
@@ -79,6 +83,11 @@ impl StoreError {
                 "Give this user the right to {} objects in {}.",
                 self.operation, self.url
             )),
+            StoreErrorKind::SingleWriter => Some(
+                "Use a store that honours `If-None-Match: *`, or allow single-writer mode by leaving \
+                 single-writer=forbid out of the URL."
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
