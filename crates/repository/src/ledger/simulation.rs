@@ -58,6 +58,12 @@ impl Chance {
         Duration::from_millis(from + self.random.below(more)) / self.pace
     }
 
+    /// How long a writer lives. Over S3, opening takes a while at any pace.
+    fn lifetime(&self) -> Duration {
+        let lifetime = Duration::from_millis(500 + self.random.below(20_000));
+        lifetime / (self.pace / 4).max(1)
+    }
+
     async fn rest(&self, from: u64, more: u64) {
         tokio::time::sleep(self.time(from, more)).await;
     }
@@ -199,7 +205,7 @@ async fn supervise(context: Context, witness: Shared, random: Arc<Chance>) {
         let life: JoinHandle<Result<()>> =
             tokio::spawn(live(context.clone(), witness.clone(), random.clone()));
         let killer = life.abort_handle();
-        let lifetime = random.time(500, 20_000);
+        let lifetime = random.lifetime();
         match tokio::time::timeout(lifetime, life).await {
             Err(_) => killer.abort(),
             Ok(Err(join)) if join.is_panic() => std::panic::resume_unwind(join.into_panic()),

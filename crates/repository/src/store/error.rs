@@ -79,6 +79,10 @@ impl StoreError {
     pub fn hint(&self) -> Option<String> {
         match self.kind {
             StoreErrorKind::Full => Some(format!("Make room in {} and try again.", self.url)),
+            StoreErrorKind::Denied if self.url.starts_with("s3:") => Some(format!(
+                "Check the credentials, and that they give the right to {} objects in {}.",
+                self.operation, self.url
+            )),
             StoreErrorKind::Denied => Some(format!(
                 "Give this user the right to {} objects in {}.",
                 self.operation, self.url
