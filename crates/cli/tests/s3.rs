@@ -218,7 +218,7 @@ fn run(arguments: &[&str], environment: &BTreeMap<&str, String>, dir: &TempDir) 
     }
 }
 
-async fn probe(url: &str, environment: &[(&'static str, String)], dir: &TempDir) -> Answer {
+fn probe(url: &str, environment: &[(&'static str, String)], dir: &TempDir) -> Answer {
     let arguments = ["repository", "probe", "--repository", url, "-vv"];
     let environment: BTreeMap<_, _> = environment.iter().cloned().collect();
     let answer = tokio::task::block_in_place(|| run(&arguments, &environment, dir));
@@ -236,7 +236,7 @@ async fn credentials_come_from_the_environment_and_from_profiles_and_are_never_s
     let url = s3::url(bucket.endpoint(), "r");
     let no_machine = ("AWS_EC2_METADATA_DISABLED", "true".to_owned());
 
-    let none = probe(&url, &[no_machine.clone()], &dir).await;
+    let none = probe(&url, std::slice::from_ref(&no_machine), &dir);
     let _ = none
         .expect(3)
         .says("no AWS credentials were found")
@@ -249,10 +249,9 @@ async fn credentials_come_from_the_environment_and_from_profiles_and_are_never_s
         ]
     };
     let _ = probe(&url, &keys(SECRET_KEY), &dir)
-        .await
         .expect(0)
         .says("can hold a repository");
-    let wrong = probe(&url, &keys("wrong-secret"), &dir).await;
+    let wrong = probe(&url, &keys("wrong-secret"), &dir);
     let wrong = wrong.expect(3).says("SignatureDoesNotMatch");
     assert!(!wrong.to_string().contains("wrong-secret"));
 
@@ -266,11 +265,9 @@ async fn credentials_come_from_the_environment_and_from_profiles_and_are_never_s
     )
     .unwrap();
     let profile = ("AWS_PROFILE", "backup".to_owned());
-    let _ = probe(&url, &[profile, no_machine.clone()], &dir)
-        .await
-        .expect(0);
+    let _ = probe(&url, &[profile, no_machine.clone()], &dir).expect(0);
     let in_url = format!("{url}&profile=backup");
-    let _ = probe(&in_url, &[no_machine], &dir).await.expect(0);
+    let _ = probe(&in_url, &[no_machine], &dir).expect(0);
 
     let in_place = url.replace("s3://", &format!("s3://{ACCESS_KEY}:{SECRET_KEY}@"));
     let answer = run(
@@ -292,11 +289,10 @@ async fn credentials_come_from_the_machine_and_a_private_authority_is_trusted_on
         machine.endpoint().to_owned(),
     )];
     let trusting = format!("{url}&ca-file={}", bucket.ca_file().unwrap().display());
-    let _ = probe(&trusting, &asks, &dir).await.expect(0);
-    let _ = probe(&url, &asks, &dir).await.expect(5).says("certificate");
+    let _ = probe(&trusting, &asks, &dir).expect(0);
+    let _ = probe(&url, &asks, &dir).expect(5).says("certificate");
     let missing = format!("{url}&ca-file=/nonexistent/ca.pem");
     let _ = probe(&missing, &asks, &dir)
-        .await
         .expect(2)
         .says("/nonexistent/ca.pem");
 }

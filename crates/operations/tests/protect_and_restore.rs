@@ -15,7 +15,7 @@ use borealis_operations::protect::{self, Stopped};
 use borealis_operations::restore::{self, Answering, Options, prepare};
 use borealis_operations::{Result, Site};
 use borealis_repository::plan::Target;
-use borealis_repository::store::{Absent, open};
+use borealis_repository::store::{Absent, FolderStore};
 use borealis_repository::{Environment, Repository};
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer, server_dir, system_user};
 use borealis_testkit::wait_until;
@@ -28,7 +28,7 @@ async fn site(directory: &TempDir) -> Site {
     let key_file = directory.path().join("key");
     let key = FileKey::create(&key_file, &SystemEntropy).unwrap();
     let environment = Environment {
-        store: open(&url, Absent::Create).unwrap(),
+        store: Arc::new(FolderStore::open(url.as_ref(), Absent::Create).unwrap()),
         clock: Arc::new(SystemClock),
         entropy: Arc::new(SystemEntropy),
     };

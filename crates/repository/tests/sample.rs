@@ -18,7 +18,7 @@ use borealis_repository::ledger::{
 use borealis_repository::object::{Compression, PreparedFrame};
 use borealis_repository::pins::NewPin;
 use borealis_repository::plan::{ObjectRef, RecordSpan};
-use borealis_repository::store::{self, Absent};
+use borealis_repository::store::{Absent, FolderStore};
 use borealis_repository::{Environment, Repository};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ fn sample() -> PathBuf {
 fn environment(absent: Absent) -> Environment {
     let folder = sample().join("repository");
     Environment {
-        store: store::open(folder.to_str().unwrap(), absent).unwrap(),
+        store: Arc::new(FolderStore::open(&folder, absent).unwrap()),
         clock: Arc::new(ManualClock::new(Timestamp(1_700_000_000_000_000))),
         entropy: Arc::new(SystemEntropy),
     }
@@ -110,6 +110,7 @@ async fn write_sample() {
             process_start: 7,
             control: "socket".to_owned(),
             program: "borealis 0.1.0".to_owned(),
+            ..Holder::default()
         },
         log_unit: 16 << 20,
         expected_epoch: None,

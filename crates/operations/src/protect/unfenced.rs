@@ -23,8 +23,19 @@ const REQUESTS_END: Duration = Duration::from_secs(10);
 /// Refused where the other one is only silent, and where the URL forbids single-writer mode.
 pub async fn follow(store: &dyn Store, decision: &Decision, insists: bool) -> Result<bool> {
     let fencing = store.fencing().await;
-    if fencing.map_err(borealis_repository::Error::from)? == Fencing::Atomic {
-        return Ok(false);
+    let fencing = fencing.map_err(borealis_repository::Error::from)?;
+    let pause = pause_before(fencing, decision, insists)?;
+    if !pause.is_zero() {
+        tracing::info!("single-writer mode: waiting until requests of the last protect have ended");
+        tokio::time::sleep(pause).await;
+    }
+    Ok(fencing == Fencing::SingleWriter)
+}
+
+/// How long a writer waits before it opens.
+fn pause_before(fencing: Fencing, decision: &Decision, insists: bool) -> Result<Duration> {
+    if fencing == Fencing::Atomic {
+        return Ok(Duration::ZERO);
     }
     match decision {
         Decision::TakeOver if !insists => Err(Error::refused(
@@ -32,91 +43,35 @@ pub async fn follow(store: &dyn Store, decision: &Decision, insists: bool) -> Re
              create-if-absent (single-writer mode)",
             "Make sure that it has stopped, then run borealis protect with --take-over.",
         )),
-        Decision::Replace | Decision::TakeOver => {
-            tracing::info!(
-                "single-writer mode: waiting until requests of the last protect have ended"
-            );
-            tokio::time::sleep(REQUESTS_END).await;
-            Ok(true)
-        }
-        Decision::Free | Decision::Refuse { .. } => Ok(true),
+        Decision::Replace | Decision::TakeOver => Ok(REQUESTS_END),
+        Decision::Free | Decision::Refuse { .. } => Ok(Duration::ZERO),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ops::Range;
-    use std::sync::Arc;
+    use borealis_base::ErrorKind;
 
-    use async_trait::async_trait;
-    use borealis_base::{ErrorKind, SeededEntropy, SystemClock};
-    use borealis_repository::store::{Absent, Created, Listed, Outfit, Stat, StoreError, open};
-    use bytes::Bytes;
-
-    /// A store that fences nobody; nothing else of it is used.
-    struct Unfenced(Arc<dyn Store>);
-
-    #[async_trait]
-    impl Store for Unfenced {
-        async fn create(&self, name: &str, bytes: Bytes) -> Result<Created, StoreError> {
-            self.0.create(name, bytes).await
-        }
-        async fn read(&self, name: &str) -> Result<Bytes, StoreError> {
-            self.0.read(name).await
-        }
-        async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-            self.0.read_range(name, range).await
-        }
-        async fn stat(&self, name: &str) -> Result<Option<Stat>, StoreError> {
-            self.0.stat(name).await
-        }
-        async fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-            self.0.list(prefix).await
-        }
-        async fn delete(&self, name: &str) -> Result<(), StoreError> {
-            self.0.delete(name).await
-        }
-        async fn fencing(&self) -> Result<Fencing, StoreError> {
-            Ok(Fencing::SingleWriter)
-        }
-        fn url(&self) -> String {
-            self.0.url()
-        }
-    }
-
-    async fn folder() -> (tempfile::TempDir, Arc<dyn Store>) {
-        let dir = tempfile::tempdir().unwrap();
-        let outfit = Outfit {
-            clock: Arc::new(SystemClock),
-            entropy: Arc::new(SeededEntropy::new(1)),
-            counters: Arc::default(),
-        };
-        let store = open(dir.path().to_str().unwrap(), Absent::Refuse, &outfit).await;
-        (dir, store.unwrap())
-    }
-
-    #[tokio::test]
-    async fn a_silent_writer_is_never_replaced_where_nothing_fences() {
-        let (_dir, fenced) = folder().await;
-        let unfenced = Unfenced(fenced.clone());
-        let refused = follow(&unfenced, &Decision::TakeOver, false)
-            .await
-            .unwrap_err();
+    #[test]
+    fn a_silent_writer_is_never_replaced_where_nothing_fences() {
+        let refused = pause_before(Fencing::SingleWriter, &Decision::TakeOver, false);
+        let refused = refused.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Refused);
         assert!(refused.hint().unwrap().contains("--take-over"));
-        assert!(!follow(&*fenced, &Decision::TakeOver, false).await.unwrap());
-        assert!(follow(&unfenced, &Decision::Free, false).await.unwrap());
+        let fenced = pause_before(Fencing::Atomic, &Decision::TakeOver, false);
+        assert_eq!(fenced.unwrap(), Duration::ZERO);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn requests_of_the_dead_are_waited_for_where_nothing_fences() {
-        let (_dir, fenced) = folder().await;
-        let unfenced = Unfenced(fenced);
-        for (decision, insists) in [(Decision::Replace, false), (Decision::TakeOver, true)] {
-            let before = tokio::time::Instant::now();
-            assert!(follow(&unfenced, &decision, insists).await.unwrap());
-            assert!(before.elapsed() >= REQUESTS_END, "{decision:?}");
+    #[test]
+    fn requests_of_the_dead_are_waited_for_where_nothing_fences() {
+        for (decision, insists, pause) in [
+            (Decision::Replace, false, REQUESTS_END),
+            (Decision::TakeOver, true, REQUESTS_END),
+            (Decision::Free, false, Duration::ZERO),
+        ] {
+            let waits = pause_before(Fencing::SingleWriter, &decision, insists).unwrap();
+            assert_eq!(waits, pause, "{decision:?}");
         }
     }
 }

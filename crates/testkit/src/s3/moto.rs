@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use tokio::process::{Child, Command};
 
 use super::BUCKET;
@@ -54,7 +54,7 @@ impl MotoServer {
         wait_until("moto", DEADLINE, async || {
             let path = format!("/{BUCKET}");
             let made = send(&address, &Method::PUT, &path, &address, Bytes::new()).await;
-            made.ok().filter(|status| status.is_success())
+            made.ok().filter(StatusCode::is_success)
         })
         .await;
         Self {

@@ -172,13 +172,11 @@ impl S3Store {
         request: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, Failure> {
         let limit = time_limit(bytes);
-        match tokio::time::timeout(limit, request).await {
-            Ok(outcome) => outcome.map_err(|error| self.failure(operation, name, &error)),
-            Err(_) => {
-                let what = format!("no answer within {} s", limit.as_secs());
-                Err(self.later(operation, name, what))
-            }
+        if let Ok(outcome) = tokio::time::timeout(limit, request).await {
+            return outcome.map_err(|error| self.failure(operation, name, &error));
         }
+        let what = format!("no answer within {} s", limit.as_secs());
+        Err(self.later(operation, name, what))
     }
 
     /// Tries a request until it has an answer that counts.
