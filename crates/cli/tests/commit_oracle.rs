@@ -155,6 +155,8 @@ async fn run(seed: u64) {
     }
     // The catalogs of a database that a writer drops meanwhile are not read.
     server.allow_in_log("does not exist");
+    // Protect may be stopped in the middle of a base backup.
+    server.allow_in_log("aborting backup due to backend exiting");
     let space = server.scratch("space");
     let options = WorkloadOptions {
         seed,
