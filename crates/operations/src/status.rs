@@ -419,9 +419,9 @@ fn summarise(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_base::Branch;
+    use borealis_base::{Branch, RecordSpan};
     use borealis_repository::ledger::Holder;
-    use borealis_repository::plan::{Edge, RecordSpan};
+    use borealis_repository::plan::Edge;
 
     fn window(latest: Option<i64>) -> Window {
         let edge = |position, time: Option<i64>| Edge {

@@ -37,7 +37,7 @@ pub fn decide(data_dir: &Path, file: &str) -> Result<(RecoveryFile, Answer)> {
         })?
         .ok_or_else(|| {
             Error::refused(
-                format!("{} was not restored by borealis", data_dir.display()),
+                format!("{} was not restored by borealis", shown(data_dir)),
                 "borealis wal fetch is run by a restored server, in its data directory.",
             )
         })?;
@@ -58,6 +58,15 @@ pub fn decide(data_dir: &Path, file: &str) -> Result<(RecoveryFile, Answer)> {
         ));
     }
     Ok((plan, answer))
+}
+
+/// The directory as a person knows it: the server runs its restore command in `.`.
+fn shown(data_dir: &Path) -> String {
+    std::path::absolute(data_dir)
+        .as_deref()
+        .unwrap_or(data_dir)
+        .display()
+        .to_string()
 }
 
 /// Serves what only the repository has.

@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use borealis_base::show_duration;
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy as SlotPolicy;
 use borealis_operations::protect::{Options, Stopped, protect};
@@ -14,12 +16,12 @@ use crate::{output, progress};
 
 /// Runs the command.
 pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> {
-    refuse_zero(&args)?;
+    refuse_unusable(&args)?;
     let cluster = cluster_name(&args.cluster)?.map(str::to_owned);
     let options = Options {
         info: context.source(&args.source)?,
         cluster,
-        data_dir: args.source.data_dir,
+        data_dir: args.data_dir.data_dir,
         once: args.once,
         no_slot: args.no_slot,
         flush_interval: args.flush_interval,
@@ -43,7 +45,18 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
-fn refuse_zero(args: &Protect) -> Result<(), Failure> {
+/// The longest that log may be held back: a base backup waits for its log, and `--once` for its end.
+const FLUSH_INTERVAL_MAX: Duration = Duration::from_hours(1);
+
+fn refuse_unusable(args: &Protect) -> Result<(), Failure> {
+    if args.flush_interval > FLUSH_INTERVAL_MAX {
+        return Err(Failure::usage(format!(
+            "--flush-interval {} is longer than {}",
+            show_duration(args.flush_interval),
+            show_duration(FLUSH_INTERVAL_MAX)
+        ))
+        .hint("What was committed in that time is lost with the server; name a shorter one."));
+    }
     let zero = [
         ("--flush-interval", args.flush_interval.is_zero()),
         ("--base-backup-every", args.base_backup_every.is_zero()),

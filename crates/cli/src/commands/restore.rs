@@ -20,6 +20,9 @@ pub async fn run(context: &Context, args: Restore) -> Result<ExitCode, Failure> 
     if args.target_dir.as_os_str().is_empty() {
         return Err(Failure::usage("--target-dir is empty").hint("Name a directory."));
     }
+    if args.owner.as_deref() == Some("") {
+        return Err(Failure::usage("--owner is empty").hint("Name a system user."));
+    }
     let options = Options {
         start: args.start,
         port: args.port,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ErrorKind, Progress, show_duration};
+use borealis_base::{Progress, show_duration};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
@@ -66,7 +66,7 @@ impl BaseBackups<'_> {
             // Nothing may be restorable yet, or no longer: then the checkpoint is not spread.
             let fast = since.is_none();
             if let Err(error) = self.one(fast).await {
-                if error.kind() != ErrorKind::Unreachable {
+                if !error.is_transient() {
                     return Err(error);
                 }
                 tracing::warn!(%error, "base backup failed; tried again in {}", show_duration(RETRY_PAUSE));

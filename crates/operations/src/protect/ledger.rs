@@ -28,18 +28,37 @@ enum Attempt<'a> {
 pub struct Ledger {
     writer: Arc<Mutex<LedgerWriter>>,
     stop: CancellationToken,
+    patience: Patience,
+}
+
+/// What is waited for without end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// An answer; a store without room is an error.
+    Answer,
+    /// An answer, and room.
+    AnswerAndRoom,
 }
 
 impl Ledger {
-    /// Shares `writer`; `stop` ends the patience with a store that gives no answer.
-    pub fn new(writer: LedgerWriter, stop: CancellationToken) -> Self {
+    /// Shares `writer`; `stop` ends the patience with a store that gives no answer or has no room.
+    pub fn new(writer: LedgerWriter, stop: CancellationToken, patience: Patience) -> Self {
         Self {
             writer: Arc::new(Mutex::new(writer)),
             stop,
+            patience,
         }
     }
 
-    /// Appends an entry, however long the store takes. The server's slot keeps what waits behind it.
+    fn is_waited_for(&self, error: &borealis_repository::Error) -> bool {
+        match self.patience {
+            Patience::Answer => error.kind() == ErrorKind::Unreachable,
+            Patience::AnswerAndRoom => error.is_transient(),
+        }
+    }
+
+    /// Appends an entry, however long the store takes: one that gives no answer is tried
+    /// again, and so is one that has no room, where that is waited for. The server's slot keeps what waits behind it.
     ///
     /// # Errors
     /// Fenced; interrupted; whatever trying again does not change.
@@ -68,14 +87,14 @@ impl Ledger {
                 Ok(committed) => return Ok(committed),
                 Err(error) => error,
             };
-            if error.kind() != ErrorKind::Unreachable || !writer.is_pending() {
+            if !self.is_waited_for(&error) || !writer.is_pending() {
                 return Err(error.into());
             }
-            tracing::warn!(%error, "the repository gives no answer; trying again");
+            tracing::warn!(%error, "the repository takes no entry now; trying again");
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Error::new(
                     ErrorKind::Interrupted,
-                    "stopped while the repository gave no answer",
+                    "stopped while the repository took no entry",
                 )),
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_PAUSE.1),
             }

@@ -7,13 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{Branch, LineageId, Position, Timestamp};
+use borealis_base::{Branch, LineageId, Position, RecordSpan, Timestamp};
 use borealis_pg_format::index::time_map::SAMPLE_MARGIN;
 use borealis_pg_server::source::ClockSample;
 use borealis_repository::ledger::{EntryBody, LogPiece, Settled};
-use borealis_repository::log::{PieceIdentity, TimeStep, prepare_piece};
+use borealis_repository::log::{PieceIdentity, prepare_piece};
 use borealis_repository::object::Compression;
-use borealis_repository::plan::RecordSpan;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -161,7 +160,7 @@ impl Shipper {
         let carry = &draft.cut.carry;
         let (before, after) = (self.durable.borrow().settled, carry.settled);
         let settled = before.max(after);
-        let last_record = draft.cut.index.last_record.map(record_span);
+        let last_record = draft.cut.index.last_record;
         let body = EntryBody::LogPiece(LogPiece {
             branch: self.to.branch,
             start,
@@ -177,12 +176,11 @@ impl Shipper {
             start,
         };
         let frames = tokio::task::spawn_blocking(move || {
-            let steps: Vec<TimeStep> = draft.cut.index.time_steps.iter().map(time_step).collect();
             let index = log_frame::encode(&draft.cut)?;
             prepare_piece(
                 &identity,
                 &draft.bytes,
-                &steps,
+                &draft.cut.index.time_steps,
                 &index,
                 Compression::Zstd(LOG_LEVEL),
             )
@@ -263,21 +261,4 @@ impl Shipper {
 #[allow(clippy::disallowed_methods)] // a timer of the runtime, not a moment that is recorded
 fn deadline(after: Duration) -> Instant {
     Instant::now() + after
-}
-
-fn record_span(span: borealis_pg_format::index::RecordSpan) -> RecordSpan {
-    RecordSpan {
-        start: span.start,
-        end: span.end,
-    }
-}
-
-fn time_step(step: &borealis_pg_format::index::TimeStep) -> TimeStep {
-    TimeStep {
-        settled_through: step.settled_through,
-        last_record: RecordSpan {
-            start: step.last_start,
-            end: step.last_end,
-        },
-    }
 }

@@ -8,10 +8,10 @@ use borealis_base::{ErrorKind, LineageId, Position, Progress};
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::history::History;
 use borealis_pg_server::Error as ServerError;
-use borealis_pg_server::check::{CheckFacts, Severity, findings};
+use borealis_pg_server::check::{CheckFacts, Finding, Severity, findings};
 use borealis_pg_server::conninfo::ConnInfo;
-use borealis_pg_server::link::SqlLink;
 use borealis_pg_server::link::replication::{ReplicationLink, SystemIdentity};
+use borealis_pg_server::link::{SqlLink, quote_identifier};
 use borealis_pg_server::source::{ServerFacts, slot_state};
 use borealis_repository::Lineage;
 use borealis_repository::ledger::{
@@ -26,7 +26,7 @@ use super::base_backups::{BaseBackups, Trigger};
 use super::begin::{self, Beginning, Held};
 use super::captured::Captured;
 use super::control;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Patience};
 use super::receive::{self, End, MESSAGES_MAX, receive};
 use super::sample::{SAMPLES_MAX, sample};
 use super::schedule::Schedule;
@@ -119,7 +119,7 @@ pub async fn protect(
     let slot = (!options.no_slot).then(|| slot_name(&lineage));
     let protection = Protection {
         options,
-        ledger: Ledger::new(writer, stop.clone()),
+        ledger: Ledger::new(writer, stop.clone(), patience(options)),
         lineage,
         facts,
         control,
@@ -141,6 +141,15 @@ pub async fn protect(
         durable,
         notes,
     })
+}
+
+/// Whoever asked for one base backup is told that it has no room; a protection that stays waits for it.
+const fn patience(options: &Options) -> Patience {
+    if options.once {
+        Patience::Answer
+    } else {
+        Patience::AnswerAndRoom
+    }
 }
 
 /// Looks whether the server can be protected. One that restarts at this moment is waited for; one that
@@ -525,7 +534,10 @@ fn local_data_dir(options: &Options, facts: &ServerFacts) -> Result<PathBuf> {
     let Some(data_dir) = named else {
         return Err(Error::refused(
             "the server does not say where its data directory is",
-            "Name it with --data-dir, or grant the role pg_read_all_settings.",
+            format!(
+                "Name it with --data-dir, or, as a superuser: GRANT pg_read_all_settings TO {};",
+                quote_identifier(&options.info.user)
+            ),
         ));
     };
     if data_dir.join("global/pg_control").is_file() {
@@ -557,17 +569,30 @@ fn check_same_cluster(data_dir: &Path, control: &ControlFile, facts: &ServerFact
 
 async fn refuse_problems(options: &Options, data_dir: &Path) -> Result<()> {
     let facts = CheckFacts::read(&options.info, Some(data_dir)).await?;
-    let problems: Vec<String> = findings(&facts)
+    let problems: Vec<Finding> = findings(&facts)
         .into_iter()
         .filter(|finding| finding.severity == Severity::Problem)
-        .map(|finding| format!("{} is {}", finding.subject, finding.found))
         .collect();
     if problems.is_empty() {
         return Ok(());
     }
+    let told: Vec<String> = (problems.iter())
+        .map(|problem| format!("{}: {}", problem.subject, problem.found))
+        .collect();
+    let sql: Vec<&str> = (problems.iter())
+        .filter_map(|problem| problem.sql.as_deref())
+        .collect();
+    let hint = if sql.is_empty() {
+        "borealis check says what is wanted.".to_owned()
+    } else {
+        format!(
+            "borealis check says what is wanted. To paste, as a superuser: {}",
+            sql.join(" ")
+        )
+    };
     Err(Error::refused(
-        format!("the server can't be protected: {}", problems.join("; ")),
-        "Run borealis check, which prints the SQL for what is missing.",
+        format!("the server can't be protected: {}", told.join("; ")),
+        hint,
     ))
 }
 

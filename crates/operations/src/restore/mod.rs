@@ -30,7 +30,7 @@ use crate::site::Site;
 use files::{Mapping, Tree, make_directory, write_file};
 use place::{Wanted, configuration, restore_command};
 use recovery_file::{RECOVERY_FILE, RecoveryFile, State};
-use target_dir::{clear, inspect};
+use target_dir::{clear, inspect, refuse_inside, staged_mark};
 
 /// What a restore is asked for, besides what the plan holds.
 #[derive(Debug, Clone, Default)]
@@ -77,12 +77,11 @@ pub fn check(prepared: &Prepared, options: &Options) -> Result<()> {
 
 fn checked(prepared: &Prepared, options: &Options) -> Result<Checked> {
     let owner = place::owner(options.owner.as_deref())?;
-    inspect(&prepared.report.target_dir, prepared.lineage.id())?;
-    files::check_tablespaces(
-        &prepared.manifest,
-        &options.mapping,
-        &prepared.report.target_dir,
-    )?;
+    let target = &prepared.report.target_dir;
+    inspect(target, prepared.lineage.id())?;
+    let url = prepared.lineage.store().url();
+    refuse_inside(target, url.strip_prefix("file://").map(Path::new))?;
+    files::check_tablespaces(&prepared.manifest, &options.mapping, target)?;
     let binaries = match Binaries::find(prepared.server.major(), None) {
         Ok(binaries) => Some(binaries),
         Err(error) if options.start => return Err(error.into()),
@@ -251,7 +250,7 @@ fn write_mark(target: &Path, mark: &RecoveryFile, owner: Option<&SystemUser>) ->
     let text = serde_json::to_vec_pretty(mark)
         .map_err(|error| Error::new(ErrorKind::Bug, error.to_string()))?;
     // Replaced whole: a torn mark would make the directory nobody's.
-    let staged = target.join(format!("{RECOVERY_FILE}.new"));
+    let staged = target.join(staged_mark());
     write_file(&staged, &text, owner)?;
     let path = target.join(RECOVERY_FILE);
     std::fs::rename(&staged, &path).at("put in place", &path)

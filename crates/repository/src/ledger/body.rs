@@ -1,10 +1,10 @@
 //! What ledger entries say. No entry names anything that is not durable when it is appended.
 
-use borealis_base::{Branch, Position, Timestamp};
+use borealis_base::{Branch, Position, RecordSpan, Timestamp};
 use bytes::Bytes;
 
 use super::Holder;
-use crate::plan::{ObjectRef, RecordSpan};
+use crate::plan::ObjectRef;
 
 /// The body of a ledger entry.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The ledger's objects, for people.
 
-use borealis_base::{LineageId, Timestamp, WriteId};
+use borealis_base::{LineageId, RecordSpan, Timestamp, WriteId};
 use borealis_keys::DataKeys;
 use bytes::Bytes;
 use prost::Message;
@@ -12,7 +12,6 @@ use super::holder::Holder;
 use super::message::{self, CheckpointMessage, EpochMessage, FloorMessage, HolderMessage};
 use crate::inspect::{hex, opaque};
 use crate::object::ObjectView;
-use crate::plan::RecordSpan;
 use crate::{Error, Result};
 
 fn clear<M: Message + Default>(object: &ObjectView) -> Result<M> {

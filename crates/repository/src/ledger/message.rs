@@ -1,6 +1,6 @@
 //! The ledger's messages, encoded.
 
-use borealis_base::{Branch, LineageId, ObjectId, Position, Timestamp};
+use borealis_base::{Branch, LineageId, ObjectId, Position, RecordSpan, Timestamp};
 use bytes::Bytes;
 use prost::Message;
 
@@ -8,7 +8,7 @@ use super::body::{
     BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Opened, Retired, Settled,
 };
 use super::holder::Holder;
-use crate::plan::{ObjectRef, RecordSpan};
+use crate::plan::ObjectRef;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct BodyMessage {

@@ -2,12 +2,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use borealis_base::{Branch, ErrorKind, ManualClock, ObjectId, Position, SeededEntropy, Timestamp};
+use borealis_base::{
+    Branch, ErrorKind, ManualClock, ObjectId, Position, RecordSpan, SeededEntropy, Timestamp,
+};
 use borealis_keys::DataKey;
 
 use super::*;
 use crate::object::PreparedFrame;
-use crate::plan::{ObjectRef, RecordSpan};
+use crate::plan::ObjectRef;
 use crate::store::{
     Counters, CountingStore, Created, FaultStore, Faults, Listed, MemoryStore, Stat, StoreError,
     StoreErrorKind,

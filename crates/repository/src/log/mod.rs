@@ -14,4 +14,3 @@ mod tests;
 
 pub use piece::{LogBytes, PieceIdentity, StoredPiece, prepare_piece};
 pub use reader::{LogReader, TimeMaps, pieces_of};
-pub use time_map::TimeStep;

@@ -12,11 +12,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use borealis_base::{Branch, LineageId, Position};
+use borealis_base::{Branch, LineageId, Position, TimeStep};
 use borealis_keys::DataKeys;
 use bytes::Bytes;
 
-use super::time_map::{TimeStep, decode_steps, encode_steps};
+use super::time_map::{decode_steps, encode_steps};
 use crate::object::{
     Compression, FrameKind, ObjectHead, ObjectKind, PreparedFrame, fetch_frames, fetch_head,
 };

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use borealis_base::{
-    Branch, Entropy, ErrorKind, LineageId, ObjectId, Position, SeededEntropy, Timestamp,
+    Branch, Entropy, ErrorKind, LineageId, ObjectId, Position, RecordSpan, SeededEntropy, TimeStep,
+    Timestamp,
 };
 use borealis_keys::{DataKey, DataKeys};
 use futures::TryStreamExt;
@@ -11,7 +12,7 @@ use futures::TryStreamExt;
 use super::piece::LOG_FRAME_BYTES;
 use super::*;
 use crate::object::{Compression, ObjectBuilder, ObjectKind};
-use crate::plan::{LineageState, PieceSummary, RecordSpan};
+use crate::plan::{LineageState, PieceSummary};
 use crate::store::{MemoryStore, Store};
 use crate::{Error, Result, layout};
 

@@ -27,6 +27,6 @@ pub use restore::{LogRange, PieceRange, RestorePlan, plan_restore, plan_to, what
 pub use settlement::{Settlement, settlements};
 pub use state::{
     BaseBackupSummary, BranchSummary, GapSummary, LineageState, ObjectRef, PieceSummary,
-    PinSummary, RecordSpan, SettledSummary,
+    PinSummary, SettledSummary,
 };
 pub use windows::{Edge, KnownSteps, Window, steps_wanted, windows, windows_with};

@@ -5,20 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use borealis_base::{Branch, LineageId, ObjectId, Position, Timestamp};
+use borealis_base::{Branch, LineageId, ObjectId, Position, RecordSpan, Timestamp};
 use bytes::Bytes;
-
-/// Where one log record lies: `[start, end)`.
-///
-/// Both ends are kept because a recovery target compares a record's start while a person means its
-/// end; one cannot be computed from the other without the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RecordSpan {
-    /// Position of the record's first byte.
-    pub start: Position,
-    /// Position just past its last byte (alignment padding included, as the engine counts it).
-    pub end: Position,
-}
 
 /// A log piece: log bytes `[start, end)` of one branch, stored in one ledger entry.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use borealis_base::{Branch, ErrorKind, LineageId, ObjectId, Position, Timestamp};
+use borealis_base::{
+    Branch, ErrorKind, LineageId, ObjectId, Position, RecordSpan, TimeStep, Timestamp,
+};
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::log::time_map::TimeStep;
 
 /// Seconds in microseconds.
 const S: i64 = 1_000_000;

@@ -1,12 +1,12 @@
 //! Verification of a small lineage: two base backups and three log pieces.
 
-use borealis_base::{Branch, NoProgress, Timestamp};
+use borealis_base::{Branch, NoProgress, RecordSpan, TimeStep, Timestamp};
 
 use super::*;
-use crate::log::{TimeStep, prepare_piece};
+use crate::log::prepare_piece;
 use crate::object::{Compression, ObjectBuilder};
 use crate::pages::tests::{World, some_files};
-use crate::plan::{GapSummary, RecordSpan};
+use crate::plan::GapSummary;
 use crate::store::Store;
 
 struct Lineage {
