@@ -15,16 +15,22 @@
 mod base_backups;
 pub mod begin;
 pub mod captured;
+mod cluster;
 pub mod control;
 pub mod cutter;
+mod epoch;
 pub mod ledger;
 pub mod log_frame;
+mod preflight;
 pub mod receive;
 pub mod sample;
 pub mod schedule;
 pub mod ship;
 pub mod slot_policy;
+mod slot_watch;
 mod supervise;
+mod unprotect;
 
-pub(crate) use supervise::process_of;
-pub use supervise::{Options, Stopped, protect, unprotect};
+pub(crate) use epoch::process_of;
+pub use supervise::{Options, Stopped, protect};
+pub use unprotect::unprotect;

@@ -1,23 +1,18 @@
 //! Starts, watches and ends the parts of a running protection.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_base::{ErrorKind, LineageId, Position, Progress};
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::history::History;
-use borealis_pg_server::Error as ServerError;
-use borealis_pg_server::check::{CheckFacts, Severity, findings};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::SqlLink;
 use borealis_pg_server::link::replication::{ReplicationLink, SystemIdentity};
-use borealis_pg_server::source::{ServerFacts, slot_state};
+use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
-use borealis_repository::ledger::{
-    BranchStarted, Decision, EntryBody, Gap, Holder, LedgerWriter, Opening, Presence, Retired,
-    decide,
-};
+use borealis_repository::ledger::{BranchStarted, EntryBody, Gap};
 use borealis_repository::plan::LineageState;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -25,30 +20,19 @@ use tokio_util::sync::CancellationToken;
 use super::base_backups::{BaseBackups, Trigger};
 use super::begin::{self, Beginning, Held};
 use super::captured::Captured;
+use super::cluster::find_cluster;
 use super::control;
+use super::epoch::open_writer;
 use super::ledger::Ledger;
+use super::preflight::{look_at_server, pause};
 use super::receive::{self, End, MESSAGES_MAX, receive};
 use super::sample::{SAMPLES_MAX, sample};
 use super::schedule::Schedule;
 use super::ship::{Destination, Inputs, Shipper};
-use super::slot_policy::{Policy, Slot, Verdict, judge};
-use crate::base_backup::take::read_control_file;
-use crate::error::{Error, FileContext, Result};
-use crate::host::ProcessIdentity;
-use crate::restore::recovery_file::RecoveryFile;
-use crate::site::{ClusterIdentity, Site};
-
-/// How often the slot and the disk are looked at.
-const SLOT_INTERVAL: Duration = Duration::from_secs(10);
-/// The pause between attempts to ask a server that does not answer.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Attempts at the start to ask a server that restarts.
-const START_ATTEMPTS_MAX: u32 = 60;
-/// SQLSTATEs of a server that stops, has crashed or starts: `admin_shutdown`, `crash_shutdown`,
-/// `cannot_connect_now`.
-const RESTARTING: [&str; 3] = ["57P01", "57P02", "57P03"];
-/// The name of a cluster for which none is given.
-const DEFAULT_CLUSTER: &str = "main";
+use super::slot_policy::Policy;
+use super::slot_watch::{SlotWatch, slot_name};
+use crate::error::{Error, Result};
+use crate::site::Site;
 
 /// What `protect` was asked for.
 #[derive(Debug, Clone)]
@@ -141,57 +125,6 @@ pub async fn protect(
         durable,
         notes,
     })
-}
-
-/// Looks whether the server can be protected. One that restarts at this moment is waited for; one that
-/// can't be reached at all is an error at once, since its name may be wrong.
-async fn look_at_server(
-    options: &Options,
-    stop: &CancellationToken,
-) -> Result<(ServerFacts, PathBuf, ControlFile)> {
-    let look = async || {
-        let sql = SqlLink::connect(&options.info).await?;
-        let facts = ServerFacts::read(&sql).await?;
-        let data_dir = local_data_dir(options, &facts)?;
-        refuse_problems(options, &data_dir).await?;
-        let control = read_control_file(&data_dir).await?.1;
-        check_same_cluster(&data_dir, &control, &facts)?;
-        begin::check_version(control.version)?;
-        Ok((facts, data_dir, control))
-    };
-    let mut attempt = 1;
-    loop {
-        match look().await {
-            Err(error) if restarts(&error) && attempt < START_ATTEMPTS_MAX => {
-                attempt += 1;
-                pause(stop, &error).await?;
-            }
-            looked => return looked,
-        }
-    }
-}
-
-/// Whether an error says that the server is there and stops, starts or has just gone.
-fn restarts(error: &Error) -> bool {
-    match error {
-        Error::Server(ServerError::Lost { .. }) => true,
-        Error::Server(error) => error
-            .sqlstate()
-            .is_some_and(|state| RESTARTING.contains(&state)),
-        _ => false,
-    }
-}
-
-/// Waits before another attempt; an error where it is asked to stop meanwhile.
-async fn pause(stop: &CancellationToken, error: &Error) -> Result<()> {
-    tracing::warn!(%error, "the server can't be asked; trying again");
-    tokio::select! {
-        () = stop.cancelled() => Err(Error::new(
-            ErrorKind::Interrupted,
-            "stopped while the server could not be asked",
-        )),
-        () = tokio::time::sleep(RETRY_PAUSE) => Ok(()),
-    }
 }
 
 impl Protection<'_> {
@@ -447,50 +380,16 @@ impl Protection<'_> {
         let Some(slot) = &self.slot else {
             return std::future::pending().await;
         };
-        let mut tick = tokio::time::interval(SLOT_INTERVAL);
-        let mut link: Option<SqlLink> = None;
-        loop {
-            tick.tick().await;
-            match self.look_at_slot(&mut link, slot).await {
-                Ok(Verdict::Keep) => {}
-                Ok(Verdict::Warn(what)) => tracing::warn!("{what}"),
-                Ok(Verdict::LetGo(reason)) => return reason,
-                Err(error) => tracing::debug!(%error, "the slot could not be looked at"),
-            }
+        SlotWatch {
+            slot,
+            info: &self.options.info,
+            facts: &self.facts,
+            data_dir: &self.data_dir,
+            policy: self.options.policy,
         }
+        .let_go()
+        .await
     }
-
-    async fn look_at_slot(&self, link: &mut Option<SqlLink>, slot: &str) -> Result<Verdict> {
-        let open = match link.take().filter(|link| !link.is_closed()) {
-            Some(open) => open,
-            None => SqlLink::connect(&self.options.info).await?,
-        };
-        let state = slot_state(&open, slot).await?;
-        *link = Some(open);
-        let retained = state.and_then(|state| state.held_bytes).unwrap_or(0);
-        let bound = self
-            .facts
-            .settings
-            .number("max_slot_wal_keep_size")
-            .filter(|mib| *mib >= 0);
-        Ok(judge(
-            self.options.policy,
-            &Slot {
-                retained: retained.max(0).unsigned_abs(),
-                server_bound: bound.map(|mib| mib.unsigned_abs() << 20),
-                disk: disk_space(&self.data_dir.join("pg_wal")),
-            },
-        ))
-    }
-}
-
-/// Free and total bytes of the file system of `path`.
-fn disk_space(path: &Path) -> Option<(u64, u64)> {
-    let space = rustix::fs::statvfs(path).ok()?;
-    Some((
-        space.f_bavail * space.f_frsize,
-        space.f_blocks * space.f_frsize,
-    ))
 }
 
 fn joined<T>(result: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {
@@ -510,265 +409,4 @@ fn as_ended(ended: std::result::Result<Result<End>, tokio::task::JoinError>) -> 
             "Protect it under another name with --cluster; the old window stays restorable. Following a promotion is not supported yet.",
         )),
     }
-}
-
-fn slot_name(lineage: &Lineage) -> String {
-    let id = lineage.id().to_string();
-    format!("borealis_{}", id.get(..12).unwrap_or(&id))
-}
-
-fn local_data_dir(options: &Options, facts: &ServerFacts) -> Result<PathBuf> {
-    let named = options
-        .data_dir
-        .clone()
-        .or_else(|| facts.data_directory.clone());
-    let Some(data_dir) = named else {
-        return Err(Error::refused(
-            "the server does not say where its data directory is",
-            "Name it with --data-dir, or grant the role pg_read_all_settings.",
-        ));
-    };
-    if data_dir.join("global/pg_control").is_file() {
-        return Ok(data_dir);
-    }
-    Err(Error::refused(
-        format!(
-            "{} is not a data directory that can be read here",
-            data_dir.display()
-        ),
-        "Run borealis on the database's machine, as a user who can read the data directory, and name it with --data-dir.",
-    ))
-}
-
-fn check_same_cluster(data_dir: &Path, control: &ControlFile, facts: &ServerFacts) -> Result<()> {
-    if control.system_identifier == facts.system_id {
-        return Ok(());
-    }
-    Err(Error::refused(
-        format!(
-            "{} belongs to cluster {}, and the server at the source is {}",
-            data_dir.display(),
-            control.system_identifier,
-            facts.system_id
-        ),
-        "Name the data directory of this server with --data-dir.",
-    ))
-}
-
-async fn refuse_problems(options: &Options, data_dir: &Path) -> Result<()> {
-    let facts = CheckFacts::read(&options.info, Some(data_dir)).await?;
-    let problems: Vec<String> = findings(&facts)
-        .into_iter()
-        .filter(|finding| finding.severity == Severity::Problem)
-        .map(|finding| format!("{} is {}", finding.subject, finding.found))
-        .collect();
-    if problems.is_empty() {
-        return Ok(());
-    }
-    Err(Error::refused(
-        format!("the server can't be protected: {}", problems.join("; ")),
-        "Run borealis check, which prints the SQL for what is missing.",
-    ))
-}
-
-/// The cluster's lineage, made if the name is new.
-async fn find_cluster(
-    site: &Site,
-    options: &Options,
-    facts: &ServerFacts,
-    data_dir: &Path,
-) -> Result<(String, Lineage)> {
-    let clusters = site.live_clusters().await?;
-    let same_server = clusters.iter().find(|cluster| {
-        ClusterIdentity::of(cluster).is_ok_and(|identity| identity.system_id == facts.system_id)
-    });
-    let name = match (&options.cluster, same_server) {
-        (Some(name), _) => name.clone(),
-        (None, Some(cluster)) => cluster.name.clone(),
-        (None, None) => DEFAULT_CLUSTER.to_owned(),
-    };
-    let Some(cluster) = clusters.iter().find(|cluster| cluster.name == name) else {
-        let identity = ClusterIdentity {
-            system_id: facts.system_id,
-        };
-        let engine = serde_json::to_vec(&identity)
-            .map_err(|error| Error::new(ErrorKind::Bug, error.to_string()))?;
-        return Ok((
-            name.clone(),
-            site.repository.create_cluster(&name, engine.into()).await?,
-        ));
-    };
-    let identity = ClusterIdentity::of(cluster)?;
-    if identity.system_id != facts.system_id {
-        return Err(Error::refused(
-            format!(
-                "cluster {name} is another server: its system identifier is {}, this one's is {}",
-                identity.system_id, facts.system_id
-            ),
-            "Choose another name with --cluster.",
-        ));
-    }
-    refuse_restored(data_dir, cluster)?;
-    Ok((name, site.lineage(cluster).await?))
-}
-
-/// A restored server shares its parent's system identifier, and perhaps its timeline number; what it
-/// writes belongs into a history of its own.
-fn refuse_restored(data_dir: &Path, cluster: &borealis_repository::catalog::Cluster) -> Result<()> {
-    // One that can't be read is not one that is not there.
-    let found = RecoveryFile::load(data_dir).at("read the mark of a restore in", data_dir)?;
-    let born_here = |lineage| {
-        cluster
-            .lineages
-            .iter()
-            .any(|record| record.lineage == lineage)
-    };
-    match found {
-        Some(file) if born_here(file.lineage) => Err(Error::refused(
-            format!(
-                "this server was restored from cluster {}, and is not it",
-                cluster.name
-            ),
-            "Protect it under a name of its own with --cluster.",
-        )),
-        _ => Ok(()),
-    }
-}
-
-async fn open_writer(
-    site: &Site,
-    lineage: &Lineage,
-    options: &Options,
-    control: &ControlFile,
-) -> Result<LedgerWriter> {
-    let me = ProcessIdentity::current()?;
-    let present = lineage.reader().await?.presence().await?;
-    let alive = present
-        .as_ref()
-        .and_then(|present| process_of(&present.holder).is_alive());
-    let now = site.clock().now();
-    if let Decision::Refuse {
-        silent_for,
-        dead_after,
-    } = decide(present.as_ref(), alive, now, options.take_over)
-    {
-        return Err(refused_while_alive(
-            present.as_ref(),
-            silent_for,
-            dead_after,
-        ));
-    }
-    let opening = Opening {
-        holder: Holder {
-            host: format!("{} {}", me.host, me.process_space),
-            pid: me.pid,
-            process_start: me.started_ticks,
-            control: control::socket_path(lineage.id()).display().to_string(),
-            program: format!("borealis {}", env!("CARGO_PKG_VERSION")),
-        },
-        log_unit: control.wal_segment_size.bytes(),
-        expected_epoch: (!options.take_over).then(|| present.map_or(0, |present| present.epoch)),
-    };
-    Ok(lineage.open_writer(opening).await?)
-}
-
-/// The process that a ledger's holder names.
-pub(crate) fn process_of(holder: &Holder) -> ProcessIdentity {
-    let (host, space) = holder.host.split_once(' ').unwrap_or((&holder.host, ""));
-    ProcessIdentity {
-        host: host.to_owned(),
-        process_space: space.to_owned(),
-        pid: holder.pid,
-        started_ticks: holder.process_start,
-    }
-}
-
-fn refused_while_alive(
-    present: Option<&Presence>,
-    silent_for: Duration,
-    dead_after: Option<Duration>,
-) -> Error {
-    let who = present.map_or_else(String::new, |present| {
-        let process = process_of(&present.holder);
-        format!(
-            "process {} on {} protects this cluster; its last sign of life was at {}, {} ago",
-            process.pid,
-            process.host,
-            present.last_sign,
-            borealis_base::show_duration(silent_for)
-        )
-    });
-    let wait = dead_after.map_or_else(String::new, |after| {
-        format!(
-            " If it is dead, it is replaced after {}.",
-            borealis_base::show_duration(after)
-        )
-    });
-    Error::refused(
-        who,
-        format!("Stop it first, or take over from it with --take-over.{wait}"),
-    )
-}
-
-/// Stops protecting: drops the slot and says so in the ledger. The backups stay.
-pub async fn unprotect(site: &Site, cluster: Option<&str>, info: &ConnInfo) -> Result<Vec<String>> {
-    let cluster = site.cluster(cluster).await?;
-    let lineage = site.lineage(&cluster).await?;
-    let present = lineage.reader().await?.presence().await?;
-    let alive = present
-        .as_ref()
-        .and_then(|present| process_of(&present.holder).is_alive());
-    if let Decision::Refuse {
-        silent_for,
-        dead_after,
-    } = decide(present.as_ref(), alive, site.clock().now(), false)
-    {
-        return Err(refused_while_alive(
-            present.as_ref(),
-            silent_for,
-            dead_after,
-        ));
-    }
-    let sql = SqlLink::connect(info).await?;
-    let facts = ServerFacts::read(&sql).await?;
-    let identity = ClusterIdentity::of(&cluster)?;
-    if facts.system_id != identity.system_id {
-        return Err(Error::refused(
-            format!("the server at the source is not cluster {}", cluster.name),
-            "Name the cluster's own server with --source.",
-        ));
-    }
-    let mut done = Vec::new();
-    let slot = slot_name(&lineage);
-    if slot_state(&sql, &slot).await?.is_some() {
-        ReplicationLink::connect(info)
-            .await?
-            .drop_slot(&slot)
-            .await?;
-        done.push(format!("slot {slot} dropped"));
-    }
-    let me = ProcessIdentity::current()?;
-    let opening = Opening {
-        holder: Holder {
-            host: format!("{} {}", me.host, me.process_space),
-            pid: me.pid,
-            process_start: me.started_ticks,
-            ..Holder::default()
-        },
-        log_unit: facts.segment_bytes,
-        expected_epoch: Some(present.map_or(0, |present| present.epoch)),
-    };
-    let mut writer = lineage.open_writer(opening).await?;
-    let retired = Retired {
-        reason: "unprotected on request".to_owned(),
-    };
-    writer
-        .append(&EntryBody::Retired(retired), Vec::new())
-        .await?;
-    writer.close().await?;
-    done.push(format!(
-        "cluster {} is no longer protected; its backups stay",
-        cluster.name
-    ));
-    Ok(done)
 }
