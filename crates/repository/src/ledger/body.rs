@@ -25,6 +25,9 @@ pub enum EntryBody {
     BranchStarted(BranchStarted),
     /// The lineage takes no more entries of the log.
     Retired(Retired),
+    /// Nothing but what each entry's head says: how far the log was read back. Brings the next recap
+    /// closer, which spares readers an entry that the store has lost.
+    ReadBack,
 }
 
 /// See [`EntryBody::Opened`].
