@@ -69,14 +69,8 @@ impl Protecting {
     fn begin(site: Arc<Site>, options: protect::Options) -> Self {
         let stop = CancellationToken::new();
         let token = stop.clone();
-        let runtime = tokio::runtime::Handle::current();
-        let task = tokio::task::spawn_blocking(move || {
-            runtime.block_on(protect::protect(
-                &site,
-                &options,
-                Arc::new(NoProgress),
-                token,
-            ))
+        let task = tokio::spawn(async move {
+            protect::protect(&site, &options, Arc::new(NoProgress), token).await
         });
         Self { stop, task }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use borealis_base::ErrorKind;
 use borealis_repository::ledger::{Committed, EntryBody, LedgerWriter};
 use borealis_repository::object::PreparedFrame;
-use borealis_repository::plan::LineageState;
+use borealis_repository::plan::{LineageState, PieceSummary};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -82,6 +82,24 @@ impl Ledger {
             // The entry is pending, so that there is one to resume.
             attempt = writer.resume().await;
         }
+    }
+
+    /// The oldest log piece that is not known to have been read back.
+    pub async fn next_unread(&self) -> Option<PieceSummary> {
+        let writer = self.writer.lock().await;
+        let (pieces, read_back) = (&writer.state().pieces, writer.read_back());
+        let read = pieces.partition_point(|piece| piece.entry <= read_back);
+        pieces.get(read).cloned()
+    }
+
+    /// Notes that the log was read back up to `entry`, for the entries to come to say so.
+    pub async fn note_read_back(&self, entry: u64) {
+        self.writer.lock().await.note_read_back(entry);
+    }
+
+    /// Whether a later entry repeats what `entry` said.
+    pub async fn is_repeated(&self, entry: u64) -> bool {
+        self.writer.lock().await.is_repeated(entry)
     }
 
     /// Looks at what the ledger adds up to.

@@ -13,22 +13,21 @@ use borealis_pg_server::link::replication::{ReplicationLink, SystemIdentity};
 use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
 use borealis_repository::ledger::{BranchStarted, EntryBody, Gap};
-use borealis_repository::plan::LineageState;
-use tokio::sync::{mpsc, watch};
+use borealis_repository::plan::{LineageState, PieceSummary};
 use tokio_util::sync::CancellationToken;
 
 use super::base_backups::{BaseBackups, Trigger};
 use super::begin::{self, Beginning, Held};
-use super::captured::Captured;
+use super::capture::{Capture, Captured, Ended, Links};
+use super::captured::Captured as CapturedLog;
 use super::cluster::find_cluster;
-use super::control;
 use super::epoch::open_writer;
 use super::ledger::Ledger;
 use super::preflight::{look_at_server, pause};
-use super::receive::{self, End, MESSAGES_MAX, receive};
-use super::sample::{SAMPLES_MAX, sample};
+use super::read_back::ReadBack;
+use super::receive;
 use super::schedule::Schedule;
-use super::ship::{Destination, Inputs, Shipper};
+use super::ship::Destination;
 use super::slot_policy::Policy;
 use super::slot_watch::{SlotWatch, slot_name};
 use crate::error::{Error, Result};
@@ -79,15 +78,6 @@ struct Protection<'a> {
     slot: Option<String>,
     progress: Arc<dyn Progress>,
     stop: CancellationToken,
-}
-
-/// Why a stretch of capturing ended.
-enum Ended {
-    Stopped,
-    /// Log is missing, or the slot was let go: there is a gap.
-    Gap(String),
-    /// All that was received is shipped; why no more comes, the receiver knows.
-    Drained,
 }
 
 /// Protects until `stop`, or until one base backup is taken if that was asked for.
@@ -144,9 +134,20 @@ impl Protection<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let (ended, durable) = self.capture(system, beginning).await?;
+            let (ended, captured) = self.capture(system, beginning).await?;
+            let durable = captured.position;
             match ended {
-                Ended::Stopped | Ended::Drained => return Ok(durable),
+                Ended::Stopped if self.options.once && captured.withdrawn > 0 => {
+                    return Err(Error::with_hint(
+                        ErrorKind::Damaged,
+                        format!(
+                            "{} log pieces are not stored as they were written",
+                            captured.withdrawn
+                        ),
+                        "See what happened to the repository's store, and run it again: the base backup may lack its log.",
+                    ));
+                }
+                Ended::Stopped => return Ok(durable),
                 Ended::Gap(reason) => {
                     tracing::error!(%durable, reason, "the log has a gap; a new base backup follows");
                     // One that is lost or gone already needs no dropping.
@@ -184,7 +185,14 @@ impl Protection<'_> {
                     keys: self.lineage.keys().clone(),
                     state,
                 };
-                begin::resume(&held, format, &piece).await?
+                match begin::resume(&held, format, &piece).await {
+                    // The log that it is in was lost by the store: go on behind it.
+                    Err(error) if error.kind() == ErrorKind::Damaged => {
+                        self.withdraw_end(&piece, reserved, &error).await?;
+                        begin::anew(format, reserved, Some(&held.state))
+                    }
+                    resumed => resumed?,
+                }
             }
             (Some(piece), Some(reason)) => {
                 let body = Gap {
@@ -204,6 +212,33 @@ impl Protection<'_> {
             }
         };
         Ok((system, Beginning { hold, ..beginning }))
+    }
+
+    /// Takes the last piece of the log out of what is promised, since its end can't be read any more.
+    async fn withdraw_end(
+        &self,
+        piece: &PieceSummary,
+        reserved: Position,
+        damage: &Error,
+    ) -> Result<()> {
+        tracing::error!(
+            start = %piece.start, end = %piece.end, error = %damage,
+            "the end of the log is not stored as it was written; it is withdrawn, and a base backup follows"
+        );
+        let known = |state: &LineageState| state.is_withdrawn(piece);
+        if self.ledger.read(known).await {
+            return Ok(());
+        }
+        let body = Gap {
+            branch: piece.branch,
+            from: piece.start,
+            to: piece.end.max(reserved),
+            reason: format!("read when protect started: {damage}"),
+        };
+        self.ledger
+            .append(&EntryBody::Gap(body), Vec::new())
+            .await?;
+        Ok(())
     }
 
     /// Has the server keep its log from here on, by our slot or as long as the connection is kept.
@@ -261,13 +296,7 @@ impl Protection<'_> {
         &self,
         system: SystemIdentity,
         beginning: Beginning,
-    ) -> Result<(Ended, Position)> {
-        let (durable, watched) = watch::channel(beginning.durable);
-        let (stretches_in, stretches) = mpsc::channel(MESSAGES_MAX);
-        let (samples_in, samples) = mpsc::channel(SAMPLES_MAX);
-        let (asked, listener) = control::listen(&control::socket_path(self.lineage.id()))?;
-        // Children of no other token: a stop must let what was received be shipped.
-        let (receiving, sampling) = (CancellationToken::new(), CancellationToken::new());
+    ) -> Result<(Ended, Captured)> {
         let from = receive::From {
             info: self.options.info.clone(),
             slot: self.slot.clone(),
@@ -277,86 +306,49 @@ impl Protection<'_> {
             segment_size: self.control.wal_segment_size,
             tail: beginning.tail.clone(),
         };
-        let clock = self.lineage.clock().clone();
-        let mut receiver = tokio::spawn(receive(
-            from,
-            stretches_in,
-            watched.clone(),
-            clock,
-            receiving.clone(),
-        ));
-        let sampler = tokio::spawn(sample(
-            self.options.info.clone(),
-            samples_in,
-            watched.clone(),
-            sampling.clone(),
-        ));
-        let to = Destination {
-            lineage: self.lineage.id(),
-            branch: system.branch,
-            ledger: self.ledger.clone(),
-            flush_interval: self.options.flush_interval,
+        let links = Links {
+            destination: Destination {
+                lineage: self.lineage.id(),
+                branch: system.branch,
+                ledger: self.ledger.clone(),
+                flush_interval: self.options.flush_interval,
+            },
+            read_back: ReadBack {
+                store: self.lineage.store().clone(),
+                keys: self.lineage.keys().clone(),
+                lineage: self.lineage.id(),
+                ledger: self.ledger.clone(),
+            },
+            clock: self.lineage.clock().clone(),
         };
-        let shipper = Shipper::new(
-            to,
-            beginning.cutter,
-            beginning.last_record,
-            Arc::new(durable),
-        );
-        let mut shipping = tokio::spawn(shipper.run(Inputs {
-            stretches,
-            samples,
-            asked,
-        }));
-        let captured = Captured {
+        let mut capture = Capture::begin(from, links, beginning)?;
+        let log = CapturedLog {
             ledger: self.ledger.clone(),
             store: self.lineage.store().clone(),
             keys: self.lineage.keys().clone(),
             lineage: self.lineage.id(),
-            durable: watched.clone(),
+            durable: capture.durable().clone(),
         };
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
-            ended = &mut receiver => as_ended(ended),
-            // Without a fault it ends only after the receiver, which knows why.
-            done = &mut shipping => joined(done).and_then(|done| done).map(|()| Ended::Drained),
-            taken = self.base_backups(&captured) => match taken {
+            ended = capture.ended() => ended,
+            taken = self.base_backups(&log) => match taken {
                 // Whoever asked to stop did not ask for the base backup that this gives up.
                 Err(error) if error.kind() == ErrorKind::Interrupted && self.stop.is_cancelled() => {
                     Ok(Ended::Stopped)
                 }
                 // It waits for log that nobody captures any longer: the shipper has ended.
-                Err(error) if error.kind() == ErrorKind::Interrupted => {
-                    joined((&mut shipping).await).and_then(|done| done).map(|()| Ended::Drained)
-                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => capture.drained().await,
                 taken => taken.map(|()| Ended::Stopped),
             },
             reason = self.watch_slot() => Ok(Ended::Gap(reason)),
         };
-        let drained = matches!(outcome, Ok(Ended::Drained));
-        let outcome = match outcome {
-            Ok(Ended::Drained) => as_ended((&mut receiver).await),
-            outcome => outcome,
-        };
-        receiving.cancel();
-        sampling.cancel();
-        listener.abort();
-        drop((captured, beginning.hold));
-        let _ = sampler.await;
-        if !receiver.is_finished() {
-            let _ = receiver.await;
-        }
-        let outcome = outcome?;
-        if !drained {
-            // Without a receiver the stretches end, and the shipper after them.
-            joined(shipping.await)??;
-        }
-        let position = watched.borrow().position;
-        Ok((outcome, position))
+        drop(log);
+        capture.end(outcome).await
     }
 
     /// Takes base backups as they become due; returns when the only one that was asked for is taken.
-    async fn base_backups(&self, captured: &Captured) -> Result<()> {
+    async fn base_backups(&self, captured: &CapturedLog) -> Result<()> {
         let trigger = if self.options.once {
             Trigger::Once
         } else {
@@ -389,24 +381,5 @@ impl Protection<'_> {
         }
         .let_go()
         .await
-    }
-}
-
-fn joined<T>(result: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {
-    result.map_err(|error| Error::new(ErrorKind::Bug, format!("a task ended: {error}")))
-}
-
-fn as_ended(ended: std::result::Result<Result<End>, tokio::task::JoinError>) -> Result<Ended> {
-    match joined(ended)?? {
-        End::Stopped => Ok(Ended::Stopped),
-        End::Missing { at, reason } => Ok(Ended::Gap(format!(
-            "the server no longer has the log from {at} on: {reason}"
-        ))),
-        End::BranchEnded { at, next } => Err(Error::refused(
-            format!(
-                "the server's timeline ended at {at} and timeline {next} follows: it was promoted"
-            ),
-            "Protect it under another name with --cluster; the old window stays restorable. Following a promotion is not supported yet.",
-        )),
     }
 }
