@@ -77,3 +77,53 @@ fn refuse_restored(data_dir: &Path, cluster: &borealis_repository::catalog::Clus
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::restore::recovery_file::{RECOVERY_FILE, State};
+    use borealis_base::{Branch, LineageId, Position, Timestamp};
+    use borealis_repository::catalog::{Cluster, LineageRecord};
+
+    fn cluster(lineage: LineageId) -> Cluster {
+        Cluster {
+            name: "sales".to_owned(),
+            engine: bytes::Bytes::new(),
+            lineages: vec![LineageRecord {
+                lineage,
+                parent: None,
+                added_at: Timestamp(0),
+            }],
+            retired_at: None,
+        }
+    }
+
+    /// It has its parent's system identifier and, until it is promoted again, its timelines.
+    #[test]
+    fn a_restored_directory_is_refused_under_its_parents_name_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let (parent, other) = (LineageId([1; 16]), LineageId([2; 16]));
+        refuse_restored(directory.path(), &cluster(parent)).unwrap();
+        let file = RecoveryFile {
+            state: State::Complete,
+            cluster: "sales".to_owned(),
+            lineage: parent,
+            repository: "/srv/backup".to_owned(),
+            key_file: None,
+            branch: Branch(1),
+            log_start: Position(0),
+            log_end: None,
+            segment_size: 16 << 20,
+        };
+        let path = directory.path().join(RECOVERY_FILE);
+        std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
+        let error = refuse_restored(directory.path(), &cluster(parent)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("restored from cluster sales"));
+        assert!(error.hint().is_some_and(|hint| hint.contains("--cluster")));
+        refuse_restored(directory.path(), &cluster(other)).unwrap();
+        // A mark that can't be read is no permission.
+        std::fs::write(&path, "{").unwrap();
+        refuse_restored(directory.path(), &cluster(other)).unwrap_err();
+    }
+}

@@ -12,7 +12,7 @@ use crate::plan::{ObjectRef, RecordSpan};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct BodyMessage {
-    #[prost(oneof = "BodyKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "BodyKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 10")]
     kind: Option<BodyKind>,
 }
 
@@ -34,7 +34,7 @@ enum BodyKind {
     Retired(RetiredMessage),
     #[prost(message, tag = "8")]
     Closed(ClosedMessage),
-    #[prost(message, tag = "9")]
+    #[prost(message, tag = "10")]
     ReadBack(ReadBackMessage),
 }
 
