@@ -66,7 +66,7 @@ pub struct ClusterStatus {
     pub log_bytes: u64,
     /// Stored bytes of base backups.
     pub base_backup_bytes: u64,
-    /// Ranges of log that were never stored.
+    /// Ranges of log over which nothing can be restored.
     pub gaps: Vec<GapStatus>,
     /// What else to know.
     pub notes: Vec<String>,

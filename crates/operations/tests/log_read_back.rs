@@ -6,6 +6,7 @@
 mod common;
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -19,7 +20,7 @@ use borealis_repository::verify::verify_lineage;
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer};
 use borealis_testkit::wait_until;
 use bytes::Bytes;
-use common::{Protecting, options, restore_to, site_on, state};
+use common::{Protecting, options, restore_to, site_on, state, wait_shipped};
 
 /// An entry of a ledger at least this long holds log of the statement under test: all else that these
 /// tests write into the ledger is shorter.
@@ -149,19 +150,7 @@ impl World {
     /// Writes one row and waits until it is durable; returns where that is.
     async fn write_row(&self) -> Position {
         self.server.sql("INSERT INTO t VALUES (1, 'row')").await;
-        let at: Position = self
-            .server
-            .value("SELECT pg_current_wal_insert_lsn()::text")
-            .await
-            .parse()
-            .unwrap();
-        wait_until("the row to be durable", DEADLINE, async || {
-            let state = state(&self.site).await?;
-            let end = state.pieces.last().map(|piece| piece.end);
-            (end >= Some(at)).then_some(())
-        })
-        .await;
-        at
+        wait_shipped(&self.site, &self.server).await
     }
 
     async fn rows(&self, target: Target) -> String {
@@ -275,4 +264,41 @@ async fn a_store_that_can_not_be_read_delays_no_shipping_and_is_read_back_in_ord
         .collect();
     let read = world.faults.lock().unwrap().read.clone();
     assert_eq!(read, wanted);
+}
+
+/// The store changed the last piece while nobody was there: the next protect can't go on at its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_the_log_is_withdrawn_where_it_can_not_be_read_any_more() {
+    let world = World::new().await;
+    let last = wait_until("log that ends with a long piece", DEADLINE, async || {
+        let protecting = Protecting::begin(world.site.clone(), options(&world.server));
+        world.wait_backed_up(0).await;
+        world.server.sql(WRITE).await;
+        wait_shipped(&world.site, &world.server).await;
+        protecting.end().await;
+        let last = state(&world.site).await?.pieces.pop()?;
+        (last.stored_bytes > PIECE_BYTES_MIN as u64).then_some(last)
+    })
+    .await;
+    let lineage = state(&world.site).await.unwrap().lineage;
+    let object = PathBuf::from(&world.site.url).join(layout::entry(lineage, last.entry));
+    let mut bytes = std::fs::read(&object).unwrap();
+    let at = bytes.len() - 100;
+    bytes[at] ^= 1;
+    std::fs::write(&object, bytes).unwrap();
+
+    let protecting = Protecting::begin(world.site.clone(), options(&world.server));
+    world.wait_backed_up(1).await;
+    world.write_row().await;
+    protecting.end().await;
+    let state = state(&world.site).await.unwrap();
+    assert!(state.is_withdrawn(&last));
+    assert!(
+        state.gaps[0].reason.contains("is damaged"),
+        "{}",
+        state.gaps[0].reason
+    );
+    assert_eq!(windows(&state).len(), 2);
+    let all = world.server.value("SELECT count(*)::text FROM t").await;
+    assert_eq!(world.rows(Target::Latest).await, all);
 }

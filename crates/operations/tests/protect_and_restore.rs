@@ -12,7 +12,7 @@ use borealis_operations::protect;
 use borealis_repository::plan::Target;
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer};
 use borealis_testkit::wait_until;
-use common::{Protecting, base_backups, copy, now, options, restore_to, site};
+use common::{Protecting, base_backups, copy, now, options, restore_to, site, wait_shipped};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_is_restored_to_what_it_was_at_each_moment() {
@@ -326,12 +326,7 @@ async fn log_of_the_minimal_level_ends_the_window_and_a_new_one_begins_behind_it
     })
     .await;
     server.sql("INSERT INTO t VALUES (2)").await;
-    let before = server.insert_position().await;
-    wait_until("the row to be durable", DEADLINE, async || {
-        let state = common::state(&site).await?;
-        (state.pieces.last()?.end >= before).then_some(())
-    })
-    .await;
+    let before = wait_shipped(&site, &server).await;
     server.sql("ALTER SYSTEM SET wal_level = minimal").await;
     server.sql("ALTER SYSTEM SET max_wal_senders = 0").await;
     server.restart().await;

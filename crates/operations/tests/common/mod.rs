@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ByteLen, NoProgress, SystemClock, SystemEntropy, Timestamp};
+use borealis_base::{ByteLen, NoProgress, Position, SystemClock, SystemEntropy, Timestamp};
 use borealis_keys::FileKey;
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy;
@@ -17,7 +17,8 @@ use borealis_operations::{Result, Site};
 use borealis_repository::plan::{LineageState, Target};
 use borealis_repository::store::{Absent, Store, open};
 use borealis_repository::{Environment, Repository};
-use borealis_testkit::server::{TestServer, server_dir, system_user};
+use borealis_testkit::server::{DEADLINE, TestServer, server_dir, system_user};
+use borealis_testkit::wait_until;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -104,6 +105,25 @@ pub async fn now(server: &TestServer) -> Timestamp {
         .value("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text")
         .await;
     Timestamp(micros.parse().unwrap())
+}
+
+/// How far the server's log is durable there.
+pub async fn flushed(server: &TestServer) -> Position {
+    let text = server
+        .value("SELECT pg_current_wal_flush_lsn()::text")
+        .await;
+    text.parse().unwrap()
+}
+
+/// Waits until the log that the server has flushed is in the ledger; returns where it ends.
+pub async fn wait_shipped(site: &Site, server: &TestServer) -> Position {
+    let at = flushed(server).await;
+    wait_until("the log to be shipped", DEADLINE, async || {
+        let end = state(site).await?.pieces.last()?.end;
+        (end >= at).then_some(())
+    })
+    .await;
+    at
 }
 
 pub struct Restored {

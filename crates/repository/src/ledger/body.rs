@@ -19,7 +19,7 @@ pub enum EntryBody {
     BaseBackup(BaseBackup),
     /// Moments settled without new log.
     Settled(Settled),
-    /// Log that was never stored and never will be.
+    /// Log that was never stored and never will be, or over which nothing may be replayed.
     Gap(Gap),
     /// A branch began.
     BranchStarted(BranchStarted),

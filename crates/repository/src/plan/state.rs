@@ -103,7 +103,7 @@ pub struct SettledSummary {
     pub last_record: RecordSpan,
 }
 
-/// Log that was never stored and never will be.
+/// Log that was never stored and never will be, or over which nothing may be replayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GapSummary {
     /// Number of the ledger entry.
