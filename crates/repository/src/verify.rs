@@ -554,9 +554,11 @@ async fn verify_log(
     progress: &dyn Progress,
     report: &mut Report,
 ) -> Result<()> {
-    let total = state.pieces.iter().map(|piece| piece.stored_bytes).sum();
+    // Of a piece whose range was withdrawn nothing is promised any more.
+    let promised = || (state.pieces.iter()).filter(|piece| !state.is_withdrawn(piece));
+    let total = promised().map(|piece| piece.stored_bytes).sum();
     progress.phase("log", Unit::Bytes, Some(total));
-    let mut checks = futures::stream::iter(state.pieces.iter().cloned())
+    let mut checks = futures::stream::iter(promised().cloned())
         .map(|piece| async move {
             let result = verify_piece(fetcher, state, &piece, deep).await;
             (piece, result)

@@ -70,17 +70,19 @@ pub async fn read_pages(
     cancel: &CancellationToken,
 ) -> Result<PagesRead> {
     let per_frame = frame_pages_max(place.sizes.page_bytes);
-    let jobs = forks.iter().flat_map(|(number, fork)| {
-        let path: Arc<str> = fork.path.as_str().into();
-        let blocks: Vec<u32> = fork.read.iter().collect();
-        let chunks: Vec<Vec<u32>> = blocks.chunks(per_frame).map(<[u32]>::to_vec).collect();
-        chunks.into_iter().map(move |blocks| FrameJob {
-            number: *number,
-            key: fork.key,
-            path: path.clone(),
-            blocks,
-        })
-    });
+    // Its type is named, or the future that holds it could not move between threads.
+    let jobs: Box<dyn Iterator<Item = FrameJob> + Send + '_> =
+        Box::new(forks.iter().flat_map(|(number, fork)| {
+            let path: Arc<str> = fork.path.as_str().into();
+            let blocks: Vec<u32> = fork.read.iter().collect();
+            let chunks: Vec<Vec<u32>> = blocks.chunks(per_frame).map(<[u32]>::to_vec).collect();
+            chunks.into_iter().map(move |blocks| FrameJob {
+                number: *number,
+                key: fork.key,
+                path: path.clone(),
+                blocks,
+            })
+        }));
     let place = Arc::new(place.clone());
     let mut frames = futures::stream::iter(jobs)
         .map(|job| {

@@ -152,8 +152,9 @@ impl BaseBackups<'_> {
 /// The last base backup, if no gap came after it.
 fn usable(state: &LineageState) -> Option<&BaseBackupSummary> {
     let last = state.base_backups.last()?;
-    let after_gap = state.gaps.last().is_none_or(|gap| gap.to <= last.start);
-    after_gap.then_some(last)
+    // A gap that was found late may lie before others that are known already.
+    let after_gaps = state.gaps.iter().all(|gap| gap.to <= last.start);
+    after_gaps.then_some(last)
 }
 
 fn report(taken: &Taken, took: Duration) {

@@ -8,11 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_base::{Branch, LineageId, Position, RecordSpan, Timestamp};
+use borealis_pg_format::control_file::WalLevel;
 use borealis_pg_format::index::time_map::SAMPLE_MARGIN;
+use borealis_pg_format::index::{LogIndex, Widening};
+use borealis_pg_format::wal::page::LONG_HEADER_LEN;
 use borealis_pg_server::source::ClockSample;
-use borealis_repository::ledger::{EntryBody, LogPiece, Settled};
+use borealis_repository::ledger::{EntryBody, Gap, LogPiece, Settled};
 use borealis_repository::log::{PieceIdentity, prepare_piece};
 use borealis_repository::object::Compression;
+use borealis_repository::plan::GapSummary;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -20,7 +24,7 @@ use super::control::{Answer, Asked, Request};
 use super::cutter::{Cutter, Draft};
 use super::ledger::Ledger;
 use super::log_frame;
-use super::receive::Stretch;
+use super::receive::{Stretch, rewritten};
 use super::sample::covers;
 use crate::error::{Error, Result};
 
@@ -28,6 +32,9 @@ use crate::error::{Error, Result};
 pub const PIECE_BYTES_MAX: usize = 16 << 20;
 /// How often an idle writer says that it lives, by settling the present.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
+/// Why a window ends before such log.
+const MINIMAL_LOG: &str =
+    "the log was written at wal_level=minimal, and nothing can be replayed over it";
 /// The zstd level of log pieces, which are compressed while the log comes.
 const LOG_LEVEL: i32 = 1;
 
@@ -70,6 +77,7 @@ pub struct Shipper {
     last_sample: Option<ClockSample>,
     last_record: Option<RecordSpan>,
     durable: Arc<watch::Sender<Durable>>,
+    join: Option<Join>,
 }
 
 impl Shipper {
@@ -86,6 +94,7 @@ impl Shipper {
             last_sample: None,
             last_record,
             durable,
+            join: None,
         }
     }
 
@@ -134,6 +143,12 @@ impl Shipper {
                 ),
             ));
         }
+        if stretch.uncompared {
+            self.join = Some(Join {
+                at: stretch.start,
+                record: self.cutter.resume_at(),
+            });
+        }
         let full = self.cutter.take(stretch.bytes);
         let cut = !full.is_empty();
         for draft in full {
@@ -157,6 +172,12 @@ impl Shipper {
 
     async fn ship(&mut self, draft: Draft) -> Result<()> {
         let (start, end) = (draft.start, draft.end());
+        if let Some(join) = self.join {
+            self.join = join.check(&draft.cut.index)?;
+        }
+        if let Some((from, to)) = log_without_changes(&draft.cut.index) {
+            self.close_window(from, to).await?;
+        }
         let carry = &draft.cut.carry;
         let (before, after) = (self.durable.borrow().settled, carry.settled);
         let settled = before.max(after);
@@ -195,6 +216,32 @@ impl Shipper {
             position: end,
             settled,
         });
+        Ok(())
+    }
+
+    /// Says that nothing can be replayed over `[from, to)`, before the log behind it is there.
+    async fn close_window(&self, from: Position, to: Position) -> Result<()> {
+        let branch = self.to.branch;
+        let known = |gap: &GapSummary| gap.branch == branch && gap.from <= from && to <= gap.to;
+        if self
+            .to
+            .ledger
+            .read(|state| state.gaps.iter().any(known))
+            .await
+        {
+            return Ok(());
+        }
+        tracing::error!(%from, %to, "the server has run at wal_level=minimal; the window ends there, and a base backup follows");
+        let body = Gap {
+            branch,
+            from,
+            to,
+            reason: MINIMAL_LOG.to_owned(),
+        };
+        self.to
+            .ledger
+            .append(&EntryBody::Gap(body), Vec::new())
+            .await?;
         Ok(())
     }
 
@@ -256,6 +303,54 @@ impl Shipper {
         });
         Ok(())
     }
+}
+
+/// A place where a connection began without an overlap: at the very beginning of a segment, since the
+/// server may have no log before it. Whether the log goes on there tells the first record: its back
+/// pointer (`xl_prev`) and, where a record crosses the place, what is left of it and its checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Join {
+    /// The place.
+    at: Position,
+    /// Where the record begins that ends first behind it.
+    record: Position,
+}
+
+impl Join {
+    /// Refuses log that does not go on here; `None` once it is known to.
+    fn check(self, index: &LogIndex) -> Result<Option<Self>> {
+        // A record begins behind the header of the segment's first page.
+        let first = self.at.plus(LONG_HEADER_LEN as u64);
+        let broken =
+            (index.unparsed.iter()).any(|place| self.record <= place.from && place.from <= first);
+        if broken {
+            return Err(rewritten(self.record, first));
+        }
+        let ended = (index.last_record).is_some_and(|record| record.end > self.at);
+        Ok((!ended).then_some(self))
+    }
+}
+
+/// The log in a piece that was written at `wal_level=minimal`, where bulk changes leave no trace, so that
+/// PostgreSQL refuses to replay over it (`CheckRequiredParameterValues` in `xlogrecovery.c`). It is taken
+/// from the beginning of the piece on: only the last record of a piece is known to those who compute windows.
+fn log_without_changes(index: &LogIndex) -> Option<(Position, Position)> {
+    if !index
+        .change_map
+        .reasons()
+        .contains_key(&Widening::MinimalLog)
+    {
+        return None;
+    }
+    let changes = &index.parameter_changes;
+    let from = changes
+        .first()
+        .map_or(index.start, |change| change.record.start.min(index.start));
+    let to = match changes.last() {
+        Some(raised) if raised.parameters.wal_level != WalLevel::Minimal => raised.record.end,
+        _ => index.end,
+    };
+    Some((from, to))
 }
 
 #[allow(clippy::disallowed_methods)] // a timer of the runtime, not a moment that is recorded

@@ -19,12 +19,15 @@ pub enum EntryBody {
     BaseBackup(BaseBackup),
     /// Moments settled without new log.
     Settled(Settled),
-    /// Log that was never stored and never will be.
+    /// Log that was never stored and never will be, or over which nothing may be replayed.
     Gap(Gap),
     /// A branch began.
     BranchStarted(BranchStarted),
     /// The lineage takes no more entries of the log.
     Retired(Retired),
+    /// Nothing but what each entry's head says: how far the log was read back. Brings the next recap
+    /// closer, which spares readers an entry that the store has lost.
+    ReadBack,
 }
 
 /// See [`EntryBody::Opened`].

@@ -58,9 +58,11 @@ impl Fold {
         let number = item.head.number;
         let name = layout::entry(self.state.lineage, number);
         let body = decode_body(&name, &item)?;
+        let read_back = item.head.read_back;
         self.chain.accept(&name, &item)?;
         self.fold(&item, body);
         self.state.head = number;
+        self.state.read_back = self.state.read_back.max(read_back);
         self.last_recorded_at = Some(item.head.recorded_at);
         if (number - 1).is_multiple_of(self.entries_per_checkpoint) {
             self.block.clear();
@@ -141,6 +143,7 @@ impl Fold {
                 state.branches.insert(started.branch, summary);
             }
             EntryBody::Retired(retired) => state.retired = Some(retired.reason),
+            EntryBody::ReadBack => {}
         }
     }
 

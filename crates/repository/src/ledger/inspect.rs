@@ -130,6 +130,7 @@ pub(crate) fn inspect_body(name: &str, body: Bytes) -> Result<Value> {
             "at": b.at,
             "history": opaque(&b.history),
         }}),
+        EntryBody::ReadBack => json!({"read_back": {}}),
         EntryBody::Retired(b) => json!({"retired": {"reason": b.reason}}),
     })
 }

@@ -12,7 +12,7 @@ use crate::plan::ObjectRef;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct BodyMessage {
-    #[prost(oneof = "BodyKind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "BodyKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 10")]
     kind: Option<BodyKind>,
 }
 
@@ -34,7 +34,12 @@ enum BodyKind {
     Retired(RetiredMessage),
     #[prost(message, tag = "8")]
     Closed(ClosedMessage),
+    #[prost(message, tag = "10")]
+    ReadBack(ReadBackMessage),
 }
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ReadBackMessage {}
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct OpenedMessage {
@@ -304,6 +309,7 @@ pub(super) fn encode(body: &EntryBody) -> Bytes {
             history: b.history,
         }),
         EntryBody::Retired(b) => BodyKind::Retired(RetiredMessage { reason: b.reason }),
+        EntryBody::ReadBack => BodyKind::ReadBack(ReadBackMessage {}),
     };
     BodyMessage { kind: Some(kind) }.encode_to_vec().into()
 }
@@ -370,5 +376,6 @@ fn read_kind(kind: BodyKind) -> Option<EntryBody> {
             history: m.history,
         }),
         BodyKind::Retired(m) => EntryBody::Retired(Retired { reason: m.reason }),
+        BodyKind::ReadBack(_) => EntryBody::ReadBack,
     })
 }

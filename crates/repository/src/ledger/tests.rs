@@ -107,6 +107,7 @@ fn one_of_each() -> Vec<EntryBody> {
         EntryBody::Retired(Retired {
             reason: "replaced".to_owned(),
         }),
+        EntryBody::ReadBack,
     ]
 }
 
@@ -125,7 +126,7 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     let reader = LedgerReader::load(context).await.unwrap();
     assert_eq!(reader.state(), writer.state());
     let state = reader.state();
-    assert_eq!((state.head, state.log_unit), (7, 16 << 20));
+    assert_eq!((state.head, state.log_unit), (8, 16 << 20));
     let piece = &state.pieces[0];
     assert_eq!(
         (piece.entry, piece.start, piece.end),
@@ -487,4 +488,73 @@ async fn a_floor_is_raised_to_boundaries_that_exist_and_never_falls() {
     let error = LedgerReader::load(context).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.to_string().contains(&anchor), "{error}");
+}
+
+/// A store that loses an entry after it acknowledged it cuts readers off only until a later entry
+/// repeats what it said.
+#[tokio::test]
+async fn an_entry_that_the_store_lost_is_repeated_by_a_later_one() {
+    // Within a group; the recap of a group, which only a checkpoint repeats; beside a checkpoint.
+    for lost in [3, 4, 6, 8] {
+        let mut context = context(Arc::new(MemoryStore::default()), 1);
+        context.shape = Shape {
+            recap: 4,
+            checkpoint: 8,
+        };
+        let mut writer = LedgerWriter::open(context.clone(), opening())
+            .await
+            .unwrap();
+        while writer.state().head < lost {
+            let at = writer.state().head;
+            writer.append(&piece(at, at + 1), Vec::new()).await.unwrap();
+        }
+        let name = layout::entry(context.lineage, lost);
+        context.store.delete(&name).await.unwrap();
+        writer
+            .append(&piece(lost, lost + 1), Vec::new())
+            .await
+            .unwrap();
+        if !writer.is_repeated(lost) {
+            let error = LedgerReader::load(context.clone()).await.err().unwrap();
+            assert!(error.to_string().contains(&name), "{error}");
+        }
+        while !writer.is_repeated(lost) {
+            writer
+                .append(&EntryBody::ReadBack, Vec::new())
+                .await
+                .unwrap();
+        }
+        assert!(writer.state().head <= lost + 8, "entry {lost}");
+        let reader = LedgerReader::load(context).await.unwrap();
+        assert_eq!(reader.state(), writer.state(), "entry {lost}");
+    }
+}
+
+#[tokio::test]
+async fn how_far_the_log_was_read_back_is_known_to_the_next_writer() {
+    let context = context(Arc::new(MemoryStore::default()), 1);
+    let mut writer = LedgerWriter::open(context.clone(), opening())
+        .await
+        .unwrap();
+    for n in 0..3 {
+        writer.append(&piece(n, n + 1), Vec::new()).await.unwrap();
+    }
+    assert_eq!(writer.state().unread_pieces().len(), 3);
+    writer.note_read_back(3);
+    // Noted is not stored yet.
+    assert_eq!(
+        LedgerReader::load(context.clone())
+            .await
+            .unwrap()
+            .state()
+            .read_back,
+        0
+    );
+    writer.close().await.unwrap();
+    let writer = LedgerWriter::open(context, opening()).await.unwrap();
+    assert_eq!(writer.read_back(), 3);
+    let unread: Vec<u64> = (writer.state().unread_pieces().iter())
+        .map(|piece| piece.entry)
+        .collect();
+    assert_eq!(unread, [4]);
 }

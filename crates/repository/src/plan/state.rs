@@ -91,7 +91,7 @@ pub struct SettledSummary {
     pub last_record: RecordSpan,
 }
 
-/// Log that was never stored and never will be.
+/// Log that was never stored and never will be, or over which nothing may be replayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GapSummary {
     /// Number of the ledger entry.
@@ -149,6 +149,8 @@ pub struct LineageState {
     pub log_unit: u64,
     /// The last entry folded in; zero if none.
     pub head: u64,
+    /// Each log piece in an entry up to this one was read back from the store, or its range withdrawn.
+    pub read_back: u64,
     /// Log pieces.
     pub pieces: Vec<PieceSummary>,
     /// Base backups.
@@ -172,6 +174,7 @@ impl LineageState {
             lineage,
             log_unit: 1,
             head: 0,
+            read_back: 0,
             pieces: Vec::new(),
             base_backups: Vec::new(),
             settled: Vec::new(),
@@ -180,5 +183,17 @@ impl LineageState {
             pins: Vec::new(),
             retired: None,
         }
+    }
+
+    /// The log pieces that are not known to have been read back, in the order of their entries.
+    pub fn unread_pieces(&self) -> &[PieceSummary] {
+        let read = (self.pieces).partition_point(|piece| piece.entry <= self.read_back);
+        self.pieces.get(read..).unwrap_or_default()
+    }
+
+    /// Whether a gap was declared over all of `piece`: it is stored, and nothing may rest on it.
+    pub fn is_withdrawn(&self, piece: &PieceSummary) -> bool {
+        (self.gaps.iter())
+            .any(|gap| gap.branch == piece.branch && gap.from <= piece.start && piece.end <= gap.to)
     }
 }
