@@ -15,6 +15,7 @@ use borealis_repository::plan::{
 use serde::Serialize;
 
 use super::lookup::{LogLookup, log_format};
+use super::replayed::{Replayed, replayed};
 use crate::base_backup::facts::ServerState;
 use crate::error::{Error, Result};
 use crate::protect::control::{Request, ask};
@@ -119,6 +120,7 @@ pub struct Prepared {
     pub(super) manifest: Arc<Manifest>,
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) server: ServerState,
+    pub(super) replayed: Replayed,
 }
 
 /// Works out how to restore the cluster named, or the only one, to `target`.
@@ -155,6 +157,7 @@ pub async fn prepare(
     })?;
     let manifest = Arc::new(Manifest::load(&fetcher, &plan.base_backup.manifest).await?);
     let server = ServerState::decode(&manifest.name(), &manifest.info().engine)?;
+    let replayed = replayed(&lineage, &plan).await?;
     let file_bytes: u64 = manifest
         .files()
         .page_files
@@ -165,6 +168,13 @@ pub async fn prepare(
     let mut notices: Vec<String> = resolved.notices.iter().map(ToString::to_string).collect();
     notices.extend(host_notices(&server)?);
     notices.extend(damage_notice(&server));
+    notices.extend(replayed.tablespaces.iter().map(|made| {
+        format!(
+            "the log creates a tablespace in {} (at {}); the server makes it there while it replays",
+            made.path.display(),
+            made.at
+        )
+    }));
     let report = PlanReport {
         cluster: cluster.name,
         lineage: lineage.id(),
@@ -195,6 +205,7 @@ pub async fn prepare(
         manifest,
         fetcher,
         server,
+        replayed,
     })
 }
 
