@@ -73,19 +73,24 @@ mod tests {
     use borealis_repository::plan::PieceSummary;
     use std::sync::Mutex;
 
+    type Step = (Position, Option<Timestamp>);
+
     #[derive(Default)]
-    struct Seen(Mutex<(u64, Vec<(Position, Option<Timestamp>)>)>);
+    struct Seen {
+        done: Mutex<u64>,
+        steps: Mutex<Vec<Step>>,
+    }
 
     impl Progress for Seen {
         fn phase(&self, _: &str, _: Unit, total: Option<u64>) {
             assert_eq!(total, Some(200));
         }
         fn advance(&self, amount: u64) {
-            self.0.lock().unwrap().0 += amount;
+            *self.done.lock().unwrap() += amount;
         }
         fn note(&self, _: &str) {}
         fn replayed(&self, position: Position, time: Option<Timestamp>) {
-            self.0.lock().unwrap().1.push((position, time));
+            self.steps.lock().unwrap().push((position, time));
         }
     }
 
@@ -123,9 +128,12 @@ mod tests {
         replay.reach(Position(320), &seen);
         replay.log_fact(LogFact::RedoDone(Position(280)), &seen);
         replay.log_fact(LogFact::Ready, &seen);
-        let (done, steps) = &*seen.0.lock().unwrap();
-        assert_eq!(*done, 200, "the bar does not end full");
+        let done = *seen.done.lock().unwrap();
+        assert_eq!(done, 200, "the bar does not end full");
         let at = |position, time| (Position(position), Some(Timestamp(time)));
-        assert_eq!(*steps, [at(140, 7), at(200, 9), at(300, 9)]);
+        assert_eq!(
+            *seen.steps.lock().unwrap(),
+            [at(140, 7), at(200, 9), at(300, 9)]
+        );
     }
 }
