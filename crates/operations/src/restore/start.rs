@@ -98,7 +98,7 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
     let began = starting.clock.elapsed();
     let log_file = starting.data_dir.join(LOG_FILE);
     open_door(starting)?;
-    let mut tail = LogTail::from_end(&log_file);
+    let tail = LogTail::from_end(&log_file);
     let launch = Launch {
         binaries: starting.binaries.clone(),
         data_dir: starting.data_dir.to_owned(),
@@ -122,8 +122,32 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
         quote_value(&socket_directory.display().to_string()),
         quote_value(starting.superuser),
     ))?;
+    let link = wait(starting, &mut instance, &info, tail, &mut replay, progress).await?;
+    replay.log_fact(LogFact::Ready, progress);
+    let prepared_transactions = prepared_transactions(&link).await?;
+    close_door(starting, &link).await?;
+    Ok(Answering {
+        pid: instance.pid(),
+        port,
+        socket_directory,
+        log_file,
+        seconds: starting.clock.elapsed().saturating_sub(began).as_secs_f64(),
+        prepared_transactions,
+    })
+}
+
+/// Waits until a query succeeds after promotion, and shows how far the replay is meanwhile.
+async fn wait(
+    starting: &Starting<'_>,
+    instance: &mut Instance,
+    info: &ConnInfo,
+    mut tail: LogTail,
+    replay: &mut Replay<'_>,
+    progress: &dyn Progress,
+) -> Result<SqlLink> {
+    let log_file = starting.data_dir.join(LOG_FILE);
     let mut ready_since = None;
-    let link = loop {
+    loop {
         for line in tail.lines().at("read", &log_file)? {
             let Some(fact) = log_fact(&line) else {
                 continue;
@@ -136,8 +160,8 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
         if let Some(at) = replayed_to(starting.data_dir, starting.segment_size) {
             replay.reach(at, progress);
         }
-        if let Some(link) = answering(&info).await {
-            break link;
+        if let Some(link) = answering(info).await {
+            return Ok(link);
         }
         if !instance.is_running() {
             return Err(ended(&log_file));
@@ -154,18 +178,7 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
             ));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
-    };
-    replay.log_fact(LogFact::Ready, progress);
-    let prepared_transactions = prepared_transactions(&link).await?;
-    close_door(starting, &link).await?;
-    Ok(Answering {
-        pid: instance.pid(),
-        port,
-        socket_directory,
-        log_file,
-        seconds: starting.clock.elapsed().saturating_sub(began).as_secs_f64(),
-        prepared_transactions,
-    })
+    }
 }
 
 async fn prepared_transactions(link: &SqlLink) -> Result<Vec<PreparedTransaction>> {
