@@ -349,6 +349,12 @@ pub enum WalAction {
         /// Where it goes (%p), relative to the data directory
         target: PathBuf,
     },
+    /// Fetch log ahead of the server in this data directory; started by `fetch`
+    #[command(hide = true)]
+    Prefetch,
+    /// PostgreSQL's recovery_end_command: remove what was fetched ahead
+    #[command(hide = true)]
+    Finish,
 }
 
 fn parse_mapping(text: &str) -> Result<(PathBuf, PathBuf), String> {

@@ -385,3 +385,58 @@ async fn log_of_the_minimal_level_ends_the_window_and_a_new_one_begins_behind_it
     assert_eq!(error.kind(), borealis_base::ErrorKind::Refused, "{error}");
     assert!(error.to_string().contains(&between.to_string()), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_server_that_nobody_can_log_in_to_ends_the_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let server = TestServer::start(ServerOptions::default()).await;
+    server.sql("CREATE ROLE another SUPERUSER LOGIN").await;
+    let session = server.session("postgres").await;
+    let once = protect::Options {
+        once: true,
+        ..options(&server)
+    };
+    // The base backup's superuser exists and may not log in, whatever the access file says.
+    session.run("ALTER ROLE postgres NOLOGIN").await.unwrap();
+    let as_another = borealis_pg_server::conninfo::ConnInfo::from_process(
+        &server.dsn().replace("user=postgres", "user=another"),
+    )
+    .unwrap();
+    Protecting::begin(
+        site.clone(),
+        protect::Options {
+            info: as_another,
+            ..once
+        },
+    )
+    .task
+    .await
+    .unwrap()
+    .unwrap();
+
+    let place = server_dir();
+    let target = place.path().join("restored");
+    let prepared = prepare(&site, Some("main"), &Target::Latest, target.clone())
+        .await
+        .unwrap();
+    let options = Options {
+        start: true,
+        port: Some(free_port()),
+        owner: system_user().map(|user| user.name),
+        login_deadline: Duration::from_secs(1),
+        ..Options::default()
+    };
+    let error = restore::restore(&site, prepared, &options, &NoProgress)
+        .await
+        .unwrap_err();
+    let log = target.join(restore::start::LOG_FILE);
+    let mut left = borealis_pg_server::instance::Instance::attach(&target, &log).unwrap();
+    assert!(left.is_running(), "the server is left to look at");
+    left.kill().unwrap();
+    assert_eq!(error.kind(), borealis_base::ErrorKind::Refused);
+    let message = error.to_string();
+    assert!(message.contains("nobody can log in"), "{message}");
+    assert!(message.contains("not permitted to log in"), "{message}");
+    assert!(error.hint().unwrap().contains(&*log.to_string_lossy()));
+}

@@ -144,6 +144,7 @@ mod tests {
             key_file: None,
             branch: Branch(1),
             log_start: Position(1),
+            log_in_place: None,
             log_end: None,
             segment_size: 16 << 20,
         };

@@ -508,7 +508,9 @@ impl Folder {
     }
 
     fn note(&mut self, record: RecordSpan, kind: EventKind) {
-        if self.index.events.len() < EVENTS_MAX {
+        // A restore must know of every tablespace, and they are few.
+        let always = matches!(kind, EventKind::TablespaceCreated { .. });
+        if always || self.index.events.len() < EVENTS_MAX {
             self.index.events.push(Event { record, kind });
         } else {
             self.index.events_left_out += 1;

@@ -212,6 +212,24 @@ fn databases_that_come_and_go_are_reset() {
 }
 
 #[test]
+fn a_created_tablespace_is_told_however_many_events_there_are() {
+    let mut log = LogBuilder::new();
+    for tablespace in 0..EVENTS_MAX as u32 {
+        log.add(Rmgr::TBLSPC, 0x10, 0, &[], &words(&[tablespace]));
+    }
+    let main = [words(&[77]).as_slice(), b"/srv/fast\0"].concat();
+    let record = log.add(Rmgr::TBLSPC, 0x00, 0, &[], &main);
+    log.add(Rmgr::TBLSPC, 0x10, 0, &[], &words(&[78]));
+    let index = index_of(&log);
+    assert_eq!(index.events_left_out, 1);
+    let kind = EventKind::TablespaceCreated {
+        tablespace: 77,
+        path: b"/srv/fast".to_vec(),
+    };
+    assert_eq!(index.events.last(), Some(&Event { record, kind }));
+}
+
+#[test]
 fn records_of_extensions_and_unknown_kinds_widen_the_map() {
     // An extension's record with a block: the block's database. Without, or of a kind that no
     // version writes: everything.
