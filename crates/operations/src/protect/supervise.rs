@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ErrorKind, LineageId, Position, Progress};
+use borealis_base::{ByteLen, ErrorKind, LineageId, Position, Progress};
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::history::History;
 use borealis_pg_server::Error as ServerError;
@@ -67,6 +67,8 @@ pub struct Options {
     pub flush_interval: Duration,
     /// When base backups are due.
     pub schedule: Schedule,
+    /// How much of a base backup is stored before what there is so far can be resumed from.
+    pub resumable_every: ByteLen,
     /// What goes first when slot and disk conflict.
     pub policy: Policy,
     /// Take over from another `protect`.
@@ -332,7 +334,9 @@ impl Protection<'_> {
         let (durable, watched) = watch::channel(beginning.durable);
         let (stretches_in, stretches) = mpsc::channel(MESSAGES_MAX);
         let (samples_in, samples) = mpsc::channel(SAMPLES_MAX);
-        let (asked, listener) = control::listen(&control::socket_path(self.lineage.id()))?;
+        let (requests, asked) = mpsc::channel(control::REQUESTS_MAX);
+        let socket = control::socket_path(self.lineage.id());
+        let listener = control::listen(&socket, requests.clone())?;
         // Children of no other token: a stop must let what was received be shipped.
         let (receiving, sampling) = (CancellationToken::new(), CancellationToken::new());
         let from = receive::From {
@@ -381,6 +385,7 @@ impl Protection<'_> {
             keys: self.lineage.keys().clone(),
             lineage: self.lineage.id(),
             durable: watched.clone(),
+            shipper: requests,
         };
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
@@ -435,6 +440,7 @@ impl Protection<'_> {
             lineage: &self.lineage,
             facts: &self.facts,
             captured,
+            resumable_every: self.options.resumable_every,
             progress: &*self.progress,
             cancel: &self.stop,
         }

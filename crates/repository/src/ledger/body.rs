@@ -25,6 +25,8 @@ pub enum EntryBody {
     BranchStarted(BranchStarted),
     /// The lineage takes no more entries of the log.
     Retired(Retired),
+    /// What an attempt at a base backup has stored so far.
+    PartialBaseBackup(PartialBaseBackup),
 }
 
 /// See [`EntryBody::Opened`].
@@ -87,6 +89,27 @@ pub struct BaseBackup {
     pub rule_set: u32,
     /// The engine's own record of it, opaque.
     pub engine: Bytes,
+}
+
+/// See [`EntryBody::PartialBaseBackup`]. It counts until the next entry of its kind or of a base backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialBaseBackup {
+    /// Its partial manifest.
+    pub manifest: ObjectRef,
+    /// Branch of `start`.
+    pub branch: Branch,
+    /// Where the attempt began: every page of the manifest is as of this position.
+    pub start: Position,
+    /// When the attempt began.
+    pub started_at: Timestamp,
+    /// Bytes stored so far by this attempt and by those that it goes on from.
+    pub new_bytes: u64,
+    /// Pages that the manifest has.
+    pub stored_pages: u64,
+    /// Pages that it lacks.
+    pub missing_pages: u64,
+    /// Number of the rule set that chose which pages to read.
+    pub rule_set: u32,
 }
 
 /// See [`EntryBody::Settled`].
