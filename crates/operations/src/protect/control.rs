@@ -172,9 +172,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.sock");
         assert_eq!(ask(&path, Request::Settle).await.unwrap(), None);
-        let (inbox, task) = listen(&path).unwrap();
-        drop(inbox);
+        let (requests, _inbox) = mpsc::channel(REQUESTS_MAX);
+        let task = listen(&path, requests.clone()).unwrap();
         task.abort();
-        listen(&path).unwrap();
+        listen(&path, requests).unwrap();
     }
 }
