@@ -285,7 +285,7 @@ async fn a_base_backup_killed_three_times_is_the_same_as_one_that_was_not() {
 
     // The same for one that reads only what has changed since that one.
     server
-        .sql(&format!("UPDATE big SET payload = (SELECT string_agg(md5(id::text || '-' || j::text), '') FROM generate_series(1, 30) j) WHERE id < 4000"))
+        .sql("UPDATE big SET payload = (SELECT string_agg(md5(id::text || '-' || j::text), '') FROM generate_series(1, 30) j) WHERE id < 4000")
         .await;
     // Else whoever reads a page next prunes it, which changes it.
     server.sql("VACUUM big").await;

@@ -19,7 +19,7 @@ use borealis_repository::pages::partial::PartialManifest;
 use borealis_repository::plan::{BaseBackupSummary, LineageState, PartialSummary};
 use roaring::RoaringBitmap;
 
-use super::facts::PageFacts;
+use super::facts::{DamagedPage, PageFacts};
 use super::plan::Before;
 use super::take::CapturedLog;
 use crate::error::Result;
@@ -36,14 +36,17 @@ pub enum Candidate {
 /// What the next base backup may take over, the best first: the newest of the last base backup and what
 /// an attempt after it has stored. What lies before a gap in the log is out of the question.
 pub fn candidates(state: &LineageState) -> Vec<Candidate> {
-    let last = state.base_backups.last();
-    let after_gap = |start: Position| state.gaps.last().is_none_or(|gap| gap.to <= start);
     let partial = state.partial.iter().cloned().map(Candidate::Partial);
-    let whole = last.into_iter().cloned().map(Candidate::Whole);
+    let whole = state.base_backups.last().cloned().map(Candidate::Whole);
     partial
         .chain(whole)
-        .filter(|candidate| after_gap(candidate.summary().start))
+        .filter(|candidate| is_after_gaps(state, candidate.summary().start))
         .collect()
+}
+
+/// Whether no gap in the log comes after `start`.
+pub fn is_after_gaps(state: &LineageState, start: Position) -> bool {
+    state.gaps.last().is_none_or(|gap| gap.to <= start)
 }
 
 /// What decides whether anything can be taken over, before it is loaded.
@@ -171,25 +174,34 @@ impl Parent {
         }
     }
 
-    /// What planning needs to know of it. A page that was damaged is read again each time: it may have
-    /// been put right without log, and if not, each base backup says so.
-    fn before(&self, facts: &PageFacts) -> Before {
-        let files = self.files().page_files.values();
-        let lengths = files.map(|file| (file.name.clone(), file.length)).collect();
-        let mut unusable: BTreeMap<String, RoaringBitmap> = BTreeMap::new();
-        if let Self::Partial { missing, .. } = self {
-            for (number, pages) in missing {
-                if let Some(file) = self.files().page_files.get(number) {
-                    let unusable = unusable.entry(file.name.clone()).or_default();
-                    unusable.insert_range(pages.clone());
-                }
-            }
+    /// The pages that it lacks, by page file.
+    fn missing(&self) -> &[(u32, Range<u32>)] {
+        match self {
+            Self::Whole(_) => &[],
+            Self::Partial { missing, .. } => missing,
         }
-        for page in &facts.damaged {
-            let unusable = unusable.entry(page.path.clone()).or_default();
-            unusable.insert(page.block);
+    }
+}
+
+/// What planning needs to know of a parent. A page that was damaged is read again each time: it may have
+/// been put right without log, and if not, each base backup says so.
+fn before(files: &FileTable, missing: &[(u32, Range<u32>)], damaged: &[DamagedPage]) -> Before {
+    let lengths = files.page_files.values();
+    let lengths = lengths.map(|file| (file.name.clone(), file.length));
+    let mut unusable: BTreeMap<String, RoaringBitmap> = BTreeMap::new();
+    for (number, pages) in missing {
+        if let Some(file) = files.page_files.get(number) {
+            let unusable = unusable.entry(file.name.clone()).or_default();
+            unusable.insert_range(pages.clone());
         }
-        Before { lengths, unusable }
+    }
+    for page in damaged {
+        let unusable = unusable.entry(page.path.clone()).or_default();
+        unusable.insert(page.block);
+    }
+    Before {
+        lengths: lengths.collect(),
+        unusable,
     }
 }
 
@@ -243,7 +255,7 @@ pub async fn inherit(
         match log.changes(start, parent.info().start).await? {
             Some(changes) => {
                 return Ok(Some(Inherited {
-                    before: parent.before(&facts),
+                    before: before(parent.files(), parent.missing(), &facts.damaged),
                     parent,
                     changes,
                 }));
@@ -276,6 +288,7 @@ fn unfit_pages(then: &PageFacts, now: &ControlFile) -> Option<&'static str> {
 mod tests {
     use super::*;
     use borealis_base::{LineageId, ObjectId, Timestamp};
+    use borealis_repository::pages::manifest::PageFile;
     use borealis_repository::plan::{GapSummary, ObjectRef};
 
     const START: BackupStart = BackupStart {
@@ -358,6 +371,31 @@ mod tests {
         assert_eq!(entries(&state), [9]);
         state.gaps[0].to = Position(301);
         assert_eq!(entries(&state), [0; 0]);
+    }
+
+    #[test]
+    fn what_an_attempt_lacks_and_what_was_damaged_is_not_taken_over() {
+        let file = |number: u32, name: &str| PageFile {
+            number,
+            name: name.to_owned(),
+            page_size: 8192,
+            length: 9,
+            mode: 0o600,
+        };
+        let mut files = FileTable::default();
+        for file in [file(4, "base/5/1"), file(6, "base/5/2")] {
+            files.page_files.insert(file.number, file);
+        }
+        let damaged = [DamagedPage {
+            path: "base/5/2".to_owned(),
+            block: 7,
+            fault: "its checksum is wrong".to_owned(),
+        }];
+        let before = before(&files, &[(4, 1..3), (6, 8..9)], &damaged);
+        assert_eq!(before.lengths["base/5/1"], 9);
+        let unusable = |name: &str| before.unusable[name].iter().collect::<Vec<_>>();
+        assert_eq!(unusable("base/5/1"), [1, 2]);
+        assert_eq!(unusable("base/5/2"), [7, 8]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::captured::Captured;
 use super::schedule::{Schedule, Since, due};
-use crate::base_backup::parent::candidates;
+use crate::base_backup::parent::{candidates, is_after_gaps};
 use crate::base_backup::take::{Attempted, Job, Taken, take};
 use crate::error::{Error, Result};
 
@@ -111,7 +111,7 @@ impl BaseBackups<'_> {
             match self.attempt(fast).await? {
                 None => return Ok(Done::Entered),
                 Some(directories) => {
-                    tracing::warn!(?directories, "{UNSAFE}; the base backup is taken again")
+                    tracing::warn!(?directories, "{UNSAFE}; the base backup is taken again");
                 }
             }
         }
@@ -203,8 +203,7 @@ impl BaseBackups<'_> {
 /// The last base backup, if no gap came after it.
 fn usable(state: &LineageState) -> Option<&BaseBackupSummary> {
     let last = state.base_backups.last()?;
-    let after_gap = state.gaps.last().is_none_or(|gap| gap.to <= last.start);
-    after_gap.then_some(last)
+    is_after_gaps(state, last.start).then_some(last)
 }
 
 fn report(taken: &Taken, took: Duration) {
