@@ -160,6 +160,9 @@ pub struct Protect {
     /// Take a base backup at least this often, unless nothing was written
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
     pub base_backup_every: Duration,
+    /// Let a base backup that is killed be resumed from each SIZE that it has stored
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub base_backup_resumable_every: ByteLen,
     /// What goes first when log can't be shipped: the primary's disk, or unbroken history
     #[arg(long, value_name = "WHAT", default_value = "primary")]
     pub protect: Policy,

@@ -29,6 +29,7 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
             every_log: args.base_backup_every_log,
             every: args.base_backup_every,
         },
+        resumable_every: args.base_backup_resumable_every,
         policy: match args.protect {
             Policy::Primary => SlotPolicy::Primary,
             Policy::Continuity => SlotPolicy::Continuity,
@@ -61,6 +62,10 @@ fn refuse_unusable(args: &Protect) -> Result<(), Failure> {
         ("--flush-interval", args.flush_interval.is_zero()),
         ("--base-backup-every", args.base_backup_every.is_zero()),
         ("--base-backup-every-log", args.base_backup_every_log.0 == 0),
+        (
+            "--base-backup-resumable-every",
+            args.base_backup_resumable_every.0 == 0,
+        ),
     ];
     match zero.into_iter().find(|(_, zero)| *zero) {
         Some((option, _)) => Err(Failure::usage(format!("{option} is zero"))

@@ -13,7 +13,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::begin::Beginning;
-use super::control;
+use super::control::{self, Asked};
 use super::read_back::ReadBack;
 use super::receive::{End, From, MESSAGES_MAX, receive};
 use super::sample::{SAMPLES_MAX, sample};
@@ -71,6 +71,7 @@ pub(super) struct Capture {
     sampler: JoinHandle<()>,
     listener: AbortHandle,
     durable: watch::Receiver<Durable>,
+    requests: mpsc::Sender<Asked>,
     withdrawn: u64,
     receiving: CancellationToken,
     sampling: CancellationToken,
@@ -84,7 +85,8 @@ impl Capture {
         let (stretches_in, stretches) = mpsc::channel(MESSAGES_MAX);
         let (samples_in, samples) = mpsc::channel(SAMPLES_MAX);
         let socket = control::socket_path(links.destination.lineage);
-        let (asked, listener) = control::listen(&socket)?;
+        let (requests, asked) = mpsc::channel(control::REQUESTS_MAX);
+        let listener = control::listen(&socket, requests.clone())?;
         // Children of no other token: a stop must let what was received be shipped.
         let (receiving, sampling) = (CancellationToken::new(), CancellationToken::new());
         let sampler = tokio::spawn(sample(
@@ -119,6 +121,7 @@ impl Capture {
             sampler,
             listener,
             durable: watched,
+            requests,
             withdrawn: 0,
             receiving,
             sampling,
@@ -129,6 +132,11 @@ impl Capture {
     /// How far the log is durable.
     pub(super) fn durable(&self) -> &watch::Receiver<Durable> {
         &self.durable
+    }
+
+    /// Where the shipper is asked.
+    pub(super) fn requests(&self) -> &mpsc::Sender<Asked> {
+        &self.requests
     }
 
     /// Returns why no more is captured, when that is so.

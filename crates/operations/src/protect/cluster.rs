@@ -112,6 +112,7 @@ mod tests {
             key_file: None,
             branch: Branch(1),
             log_start: Position(0),
+            log_in_place: None,
             log_end: None,
             segment_size: 16 << 20,
         };

@@ -78,6 +78,8 @@ pub struct Shipper {
     last_record: Option<RecordSpan>,
     durable: Arc<watch::Sender<Durable>>,
     join: Option<Join>,
+    /// Log up to here does not wait once it has come.
+    wanted: Option<Position>,
 }
 
 impl Shipper {
@@ -95,6 +97,7 @@ impl Shipper {
             last_record,
             durable,
             join: None,
+            wanted: None,
         }
     }
 
@@ -155,6 +158,14 @@ impl Shipper {
             self.ship(draft).await?;
         }
         if self.cutter.is_empty() {
+            return Ok(None);
+        }
+        if self
+            .wanted
+            .is_some_and(|wanted| self.cutter.end() >= wanted)
+        {
+            self.wanted = None;
+            self.flush().await?;
             return Ok(None);
         }
         let waiting = due.filter(|_| !cut);
@@ -296,6 +307,8 @@ impl Shipper {
                 self.flush().await?;
                 self.settle().await?;
             }
+            Request::Flush { through } if self.cutter.end() >= through => self.flush().await?,
+            Request::Flush { through } => self.wanted = self.wanted.max(Some(through)),
         }
         // Whoever asked may have gone.
         let _ = asked.answer.send(Answer {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ErrorKind, LineageId, Position, Progress};
+use borealis_base::{ByteLen, ErrorKind, LineageId, Position, Progress};
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::history::History;
 use borealis_pg_server::conninfo::ConnInfo;
@@ -50,6 +50,8 @@ pub struct Options {
     pub flush_interval: Duration,
     /// When base backups are due.
     pub schedule: Schedule,
+    /// How much of a base backup is stored before what there is so far can be resumed from.
+    pub resumable_every: ByteLen,
     /// What goes first when slot and disk conflict.
     pub policy: Policy,
     /// Take over from another `protect`.
@@ -337,6 +339,7 @@ impl Protection<'_> {
             keys: self.lineage.keys().clone(),
             lineage: self.lineage.id(),
             durable: capture.durable().clone(),
+            shipper: capture.requests().clone(),
         };
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
@@ -369,6 +372,7 @@ impl Protection<'_> {
             lineage: &self.lineage,
             facts: &self.facts,
             captured,
+            resumable_every: self.options.resumable_every,
             progress: &*self.progress,
             cancel: &self.stop,
         }

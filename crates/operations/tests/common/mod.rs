@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ByteLen, NoProgress, Position, SystemClock, SystemEntropy, Timestamp};
+use borealis_base::{
+    ByteLen, NoProgress, Position, Progress, SystemClock, SystemEntropy, Timestamp,
+};
 use borealis_keys::FileKey;
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy;
@@ -68,6 +70,7 @@ pub fn options(server: &TestServer) -> protect::Options {
             every_log: ByteLen(4 << 20),
             every: Duration::from_secs(3600),
         },
+        resumable_every: ByteLen(1 << 30),
         policy: Policy::Primary,
         take_over: false,
     }
@@ -80,11 +83,24 @@ pub struct Protecting {
 
 impl Protecting {
     pub fn begin(site: Arc<Site>, options: protect::Options) -> Self {
-        let stop = CancellationToken::new();
+        Self::watched(
+            site,
+            options,
+            Arc::new(NoProgress),
+            CancellationToken::new(),
+        )
+    }
+
+    /// With a progress that may itself end it by `stop`.
+    pub fn watched(
+        site: Arc<Site>,
+        options: protect::Options,
+        progress: Arc<dyn Progress>,
+        stop: CancellationToken,
+    ) -> Self {
         let token = stop.clone();
-        let task = tokio::spawn(async move {
-            protect::protect(&site, &options, Arc::new(NoProgress), token).await
-        });
+        let task =
+            tokio::spawn(async move { protect::protect(&site, &options, progress, token).await });
         Self { stop, task }
     }
 

@@ -108,7 +108,48 @@ fn one_of_each() -> Vec<EntryBody> {
             reason: "replaced".to_owned(),
         }),
         EntryBody::ReadBack,
+        partial(500),
     ]
+}
+
+fn partial(start: u64) -> EntryBody {
+    EntryBody::PartialBaseBackup(PartialBaseBackup {
+        manifest: ObjectRef {
+            lineage: LineageId([2; 16]),
+            object: ObjectId([6; 16]),
+            len: 88,
+            head_digest: [7; 32],
+        },
+        branch: Branch(1),
+        start: Position(start),
+        started_at: Timestamp(-5),
+        new_bytes: 9,
+        stored_pages: 7,
+        missing_pages: 3,
+        rule_set: 3,
+    })
+}
+
+#[tokio::test]
+async fn a_partial_base_backup_counts_until_the_next_one_or_a_base_backup() {
+    let context = context(Arc::new(MemoryStore::default()), 1);
+    let mut writer = LedgerWriter::open(context.clone(), opening())
+        .await
+        .unwrap();
+    let start = |writer: &LedgerWriter| writer.state().partial.as_ref().map(|p| p.start);
+    for at in [100, 200] {
+        writer.append(&partial(at), Vec::new()).await.unwrap();
+        assert_eq!(start(&writer), Some(Position(at)));
+        assert!(writer.state().base_backups.is_empty());
+    }
+    let whole = one_of_each()
+        .into_iter()
+        .find(|body| matches!(body, EntryBody::BaseBackup(_)));
+    writer.append(&whole.unwrap(), Vec::new()).await.unwrap();
+    assert_eq!(start(&writer), None);
+    assert_eq!(writer.state().base_backups.len(), 1);
+    let reader = LedgerReader::load(context).await.unwrap();
+    assert_eq!(reader.state(), writer.state());
 }
 
 #[tokio::test]
@@ -136,6 +177,9 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     assert_eq!(piece.recorded_at, Timestamp(1_000));
     assert_eq!(state.base_backups[0].manifest.len, 77);
     assert_eq!(state.base_backups[0].rule_set, 3);
+    let partial = state.partial.as_ref().unwrap();
+    assert_eq!((partial.entry, partial.start), (8, Position(500)));
+    assert_eq!((partial.stored_pages, partial.missing_pages), (7, 3));
     assert_eq!(state.settled[0].through, Timestamp(-9));
     assert_eq!(state.gaps[0].reason, "slot lost");
     assert_eq!(state.branches[&Branch(2)].parent, Branch(1));

@@ -63,6 +63,32 @@ pub struct BaseBackupSummary {
     pub rule_set: u32,
 }
 
+/// What an attempt at a base backup has stored so far. Nothing can be restored from it; the next attempt
+/// goes on from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialSummary {
+    /// Number of the ledger entry that names it.
+    pub entry: u64,
+    /// When the entry was written, by the writer's clock.
+    pub recorded_at: Timestamp,
+    /// Its partial manifest.
+    pub manifest: ObjectRef,
+    /// Branch of `start`.
+    pub branch: Branch,
+    /// Where the attempt began: every page of the manifest is as of this position.
+    pub start: Position,
+    /// When the attempt began.
+    pub started_at: Timestamp,
+    /// Bytes stored so far by this attempt and by those that it goes on from.
+    pub new_bytes: u64,
+    /// Pages that the manifest has.
+    pub stored_pages: u64,
+    /// Pages that it lacks.
+    pub missing_pages: u64,
+    /// Number of the rule set that chose which pages to read.
+    pub rule_set: u32,
+}
+
 /// A stored object, by a name that nothing else can take and the digest of its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ObjectRef {
@@ -155,6 +181,8 @@ pub struct LineageState {
     pub pieces: Vec<PieceSummary>,
     /// Base backups.
     pub base_backups: Vec<BaseBackupSummary>,
+    /// The newest partial base backup, if no base backup came after it.
+    pub partial: Option<PartialSummary>,
     /// Settled moments without log.
     pub settled: Vec<SettledSummary>,
     /// Missing log.
@@ -177,6 +205,7 @@ impl LineageState {
             read_back: 0,
             pieces: Vec::new(),
             base_backups: Vec::new(),
+            partial: None,
             settled: Vec::new(),
             gaps: Vec::new(),
             branches: BTreeMap::new(),
