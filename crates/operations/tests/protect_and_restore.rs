@@ -350,7 +350,7 @@ async fn log_of_the_minimal_level_ends_the_window_and_a_new_one_begins_behind_it
         "{refused}"
     );
     assert!(
-        refused.to_string().contains("wal_level is minimal"),
+        refused.to_string().contains("wal_level: minimal"),
         "{refused}"
     );
     server.sql("ALTER SYSTEM RESET wal_level").await;

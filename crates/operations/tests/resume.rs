@@ -300,10 +300,10 @@ async fn a_base_backup_killed_three_times_is_the_same_as_one_that_was_not() {
         .sql("UPDATE big SET payload = 'last' WHERE id % 4000 = 7")
         .await;
     let last = finished(&site, &server).await;
-    assert!(
-        last.planned[0] + again.read / 2 < since,
-        "{last:?} after {again:?}"
-    );
+    // How many are spared depends on the log piece that holds the attempt's start: it counts whole, with
+    // what it says of the time before.
+    assert!(last.resumed().is_some(), "{last:?}");
+    assert!(last.planned[0] < since, "{last:?} after {again:?}");
     assert_eq!(state(&site).await.base_backups.len(), 2);
     assert_restores_the_same(&site, &server).await;
 }

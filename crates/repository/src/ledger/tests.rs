@@ -167,7 +167,7 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     let reader = LedgerReader::load(context).await.unwrap();
     assert_eq!(reader.state(), writer.state());
     let state = reader.state();
-    assert_eq!((state.head, state.log_unit), (8, 16 << 20));
+    assert_eq!((state.head, state.log_unit), (9, 16 << 20));
     let piece = &state.pieces[0];
     assert_eq!(
         (piece.entry, piece.start, piece.end),
