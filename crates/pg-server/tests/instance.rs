@@ -47,6 +47,8 @@ async fn detached_server_is_started_attached_and_stopped() {
         .expect("readable")
         .iter()
         .filter_map(|line| log_fact(line))
+        // A login that came while the server was starting, which a busy machine takes longer to do.
+        .filter(|fact| *fact != LogFact::Failure("the database system is starting up".to_owned()))
         .collect();
     assert_eq!(facts, [LogFact::Ready]);
     assert_eq!(
