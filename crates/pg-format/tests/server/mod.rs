@@ -53,6 +53,8 @@ impl Server {
         checked(
             server
                 .command("initdb")
+                // Of no caller's surroundings: the workload has characters that only UTF-8 can hold.
+                .args(["--locale=C.UTF-8", "-E", "UTF8"])
                 .args(["-k", "-N", "-A", "trust", "-U", "postgres", "-D"])
                 .arg(server.data()),
         );
