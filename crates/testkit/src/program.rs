@@ -9,6 +9,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use borealis_base::{Position, Timestamp};
+use borealis_pg_server::instance::Binaries;
+use borealis_pg_server::instance::binaries::BIN_VARIABLE;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -103,7 +105,7 @@ pub fn moment(value: &Value, field: &str) -> Option<Timestamp> {
 pub struct Site {
     dir: TempDir,
     program: PathBuf,
-    major: u32,
+    binaries: Binaries,
 }
 
 impl Site {
@@ -113,7 +115,7 @@ impl Site {
         let site = Self {
             dir,
             program: PathBuf::from(program),
-            major: server.binaries().major,
+            binaries: server.binaries().clone(),
         };
         site.configure(&server.dsn());
         site
@@ -175,6 +177,7 @@ impl Site {
         }
         command
             .args(arguments)
+            .env(BIN_VARIABLE, &self.binaries.dir)
             .env("BOREALIS_CONFIG", self.dir.path().join("config.toml"))
             .env("NO_COLOR", "1")
             .current_dir(self.dir.path())
@@ -262,7 +265,7 @@ impl Site {
             .json(&[&arguments[..], &start[..], more].concat())
             .await;
         let log_file = Path::new(&target).join(RESTORE_LOG);
-        let server = TestServer::attach(Path::new(&target), self.major, &log_file);
+        let server = TestServer::attach(Path::new(&target), self.binaries.major, &log_file);
         assert_eq!(server.port().to_string(), port, "--port was not followed");
         let plan = answer.get("plan").unwrap_or(&answer).clone();
         Restored {

@@ -83,7 +83,7 @@ fn checked(prepared: &Prepared, options: &Options) -> Result<Checked> {
         &options.mapping,
         &prepared.report.target_dir,
     )?;
-    let binaries = match Binaries::find(prepared.server.major(), None) {
+    let binaries = match Binaries::find_here(prepared.server.major()) {
         Ok(binaries) => Some(binaries),
         Err(error) if options.start => return Err(error.into()),
         Err(_) => None,
