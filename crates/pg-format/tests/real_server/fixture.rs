@@ -13,7 +13,7 @@ use borealis_pg_format::wal::{LogEvent, LogFormat, Start, WalReader};
 use borealis_pg_format::{ControlFile, Lsn, Timeline, Version};
 
 use crate::server::Server;
-use crate::witness::{Seen, witness};
+use crate::witness::{Witness, witness};
 
 pub const PAGE: usize = 8192;
 
@@ -28,7 +28,7 @@ pub struct Fixture {
     /// The log from its first kept segment to its end.
     pub log: (Lsn, Vec<u8>),
     /// What PostgreSQL's own reader says of the log.
-    pub theirs: Vec<(Seen, String)>,
+    pub theirs: Witness,
     /// The shutdown checkpoint that `before` was seen at.
     pub from: Lsn,
     pub label: String,

@@ -9,13 +9,30 @@ use borealis_pg_format::wal::{LogEvent, LogFormat, Start, WalReader};
 use crate::fixture::{Fixture, fixture, whole_index};
 use crate::witness::Seen;
 
-fn ours(fixture: &Fixture) -> Vec<(Seen, u8)> {
+/// Each record that the witness shows, and its operation's number.
+type Ours = Vec<(Seen, u8)>;
+/// Records and their bytes, by resource manager.
+type Sums = BTreeMap<String, (u64, u64)>;
+
+fn ours(fixture: &Fixture) -> (Ours, Sums) {
     let (start, log) = &fixture.log;
-    let mut records = Vec::new();
+    let (mut records, mut sums) = (Ours::new(), Sums::new());
+    let mut stretches = fixture.theirs.stretches.iter().peekable();
     let format = LogFormat::new(fixture.version);
     let mut reader = WalReader::new(format, *start, Start::Anywhere, None);
     reader.push(*start, log, &mut |event| match event {
         LogEvent::Record(record) => {
+            let rmgr = record.header.rmgr.to_string();
+            let (count, bytes) = sums.entry(rmgr.clone()).or_default();
+            *count += 1;
+            *bytes += u64::from(record.header.total_len);
+            stretches.next_if(|(_, end)| record.start >= *end);
+            if stretches
+                .peek()
+                .is_none_or(|(from, _)| record.start < *from)
+            {
+                return;
+            }
             let blocks = record.blocks.iter();
             let blocks = blocks.map(|block| {
                 (
@@ -29,7 +46,7 @@ fn ours(fixture: &Fixture) -> Vec<(Seen, u8)> {
             let seen = Seen {
                 start: record.start,
                 prev: record.header.prev,
-                rmgr: record.header.rmgr.to_string(),
+                rmgr,
                 xid: record.header.xid,
                 total_len: record.header.total_len,
                 blocks: blocks.collect(),
@@ -38,11 +55,20 @@ fn ours(fixture: &Fixture) -> Vec<(Seen, u8)> {
         }
         other => panic!("{other:?}"),
     });
-    records
+    (records, sums)
 }
 
 pub fn every_record_agrees(version: Version) {
-    let (ours, theirs) = (ours(fixture(version)), &fixture(version).theirs);
+    let witness = &fixture(version).theirs;
+    let (ours, sums) = ours(fixture(version));
+    let mut their_sums = Sums::new();
+    for ((rmgr, _), (count, bytes)) in &witness.kinds {
+        let (all, all_bytes) = their_sums.entry(rmgr.clone()).or_default();
+        *all += count;
+        *all_bytes += bytes;
+    }
+    assert_eq!(sums, their_sums);
+    let theirs = &witness.records;
     assert!(theirs.len() > 50_000, "{} records", theirs.len());
     let mut names: BTreeMap<(String, u8), BTreeSet<String>> = BTreeMap::new();
     let mut numbers: BTreeMap<(String, String), BTreeSet<u8>> = BTreeMap::new();

@@ -1,9 +1,10 @@
 //! What PostgreSQL's own readers say of a log: `pg_waldump` of 14 and 15, `pg_walinspect` of 16 and later.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
 use borealis_pg_format::segment::{LogFile, SegmentSize};
+use borealis_pg_format::wal::{LogEvent, LogFormat, Start, WalReader};
 use borealis_pg_format::{Lsn, Relation, Timeline, Version};
 
 use crate::server::Server;
@@ -41,6 +42,22 @@ pub struct Seen {
     pub blocks: Vec<(u8, Relation, u8, u32, bool)>,
 }
 
+/// What PostgreSQL's own reader says of a log.
+pub struct Witness {
+    /// Its records, with the names of their operations. `pg_walinspect` describes each record that it
+    /// shows, which takes long: of a long log it is asked for some stretches.
+    pub records: Vec<(Seen, String)>,
+    /// The stretches that `records` are of.
+    pub stretches: Vec<(Lsn, Lsn)>,
+    /// How many records of which resource manager and operation there are in all, and their bytes.
+    pub kinds: BTreeMap<(String, String), (u64, u64)>,
+}
+
+/// How much of a log is shown record by record: all up to `WHOLE`, else `SHOWN` of each `EVERY` bytes.
+const WHOLE: u64 = 64 << 20;
+const SHOWN: u64 = 1 << 20;
+const EVERY: u64 = 10 << 20;
+
 /// The records of `log`, whose bytes begin with a segment at `start`, that begin in `[from, end)`.
 /// Names of operations of 14 are those of 15.
 pub fn witness(
@@ -48,13 +65,89 @@ pub fn witness(
     timeline: Timeline,
     (start, log): (Lsn, &[u8]),
     (from, end): (Lsn, Lsn),
-) -> Vec<(Seen, String)> {
+) -> Witness {
     if server.version() >= Version::V16 {
+        let stretches = stretches(server.version(), (start, log), (from, end));
         server.start();
-        let seen = walinspect(server, from, end);
+        server.sql(&["CREATE EXTENSION IF NOT EXISTS pg_walinspect"]);
+        let shown = stretches.iter();
+        let shown = shown.flat_map(|(from, end)| walinspect(server, *from, *end));
+        let records = shown.collect();
+        let kinds = statistics(server, from, end);
         server.stop();
-        return seen;
+        return Witness {
+            records,
+            stretches,
+            kinds,
+        };
     }
+    let records = waldump(server, timeline, (start, log), (from, end));
+    let mut kinds = BTreeMap::new();
+    for (seen, name) in &records {
+        let (count, bytes) = kinds
+            .entry((seen.rmgr.clone(), name.clone()))
+            .or_insert((0, 0));
+        *count += 1;
+        *bytes += u64::from(seen.total_len);
+    }
+    Witness {
+        records,
+        stretches: vec![(from, end)],
+        kinds,
+    }
+}
+
+/// Stretches that begin and end with a record.
+fn stretches(
+    version: Version,
+    (start, log): (Lsn, &[u8]),
+    (from, end): (Lsn, Lsn),
+) -> Vec<(Lsn, Lsn)> {
+    if end.since(from) <= WHOLE {
+        return vec![(from, end)];
+    }
+    let mut found = Vec::new();
+    let mut open = None;
+    let mut reader = WalReader::new(LogFormat::new(version), start, Start::Anywhere, None);
+    reader.push(start, log, &mut |event| {
+        let LogEvent::Record(record) = event else {
+            return;
+        };
+        let into = record.start.0.saturating_sub(from.0) % EVERY;
+        match open {
+            None if record.start >= from && into < SHOWN => open = Some(record.start),
+            Some(begin) if into >= SHOWN => {
+                found.push((begin, record.start));
+                open = None;
+            }
+            _ => {}
+        }
+    });
+    found.extend(open.map(|begin| (begin, end)));
+    found
+}
+
+/// How many records of which kind there are.
+fn statistics(server: &Server, from: Lsn, end: Lsn) -> BTreeMap<(String, String), (u64, u64)> {
+    let rows = server.sql(&[&format!(
+        "SELECT \"resource_manager/record_type\", count, combined_size \
+         FROM pg_get_wal_stats('{from}', '{end}', true)"
+    )]);
+    let kinds = rows.lines().map(|line| {
+        let columns: Vec<&str> = line.split('|').collect();
+        let (rmgr, name) = columns[0].split_once('/').expect("two names");
+        let number = |index: usize| -> u64 { columns[index].parse().expect("a number") };
+        ((rmgr.to_owned(), name.to_owned()), (number(1), number(2)))
+    });
+    kinds.collect()
+}
+
+fn waldump(
+    server: &Server,
+    timeline: Timeline,
+    (start, log): (Lsn, &[u8]),
+    (from, end): (Lsn, Lsn),
+) -> Vec<(Seen, String)> {
     let size = SegmentSize::DEFAULT;
     let name = |number| LogFile::Segment { timeline, number }.name(size);
     let (first, last) = (size.number_of(start), size.number_of(Lsn(end.0 - 1)));
@@ -87,7 +180,6 @@ pub fn witness(
 }
 
 fn walinspect(server: &Server, from: Lsn, end: Lsn) -> Vec<(Seen, String)> {
-    server.sql(&["CREATE EXTENSION IF NOT EXISTS pg_walinspect"]);
     let range = format!("'{from}', '{end}'");
     let blocks = server.sql(&[&format!(
         "SELECT start_lsn, block_id, reltablespace, reldatabase, relfilenode, relforknumber, \
