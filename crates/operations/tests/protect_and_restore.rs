@@ -18,7 +18,7 @@ use borealis_repository::plan::Target;
 use borealis_repository::store::{Absent, open};
 use borealis_repository::{Environment, Repository};
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer, server_dir, system_user};
-use borealis_testkit::wait_until;
+use borealis_testkit::{installed, wait_until};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -158,6 +158,7 @@ async fn restore_to(site: &Site, target: Target) -> Result<Restored> {
         start: true,
         port: Some(free_port()),
         owner: system_user().map(|user| user.name),
+        programs: Some(installed::binaries(prepared.server_major()).dir),
         ..Options::default()
     };
     let restored = restore::restore(site, prepared, &options, &NoProgress).await?;
@@ -318,7 +319,9 @@ async fn a_server_that_was_promoted_before_is_protected_and_restored_on_its_time
 async fn pages_changed_by_pg_checksums_are_not_inherited() {
     let directory = tempfile::tempdir().unwrap();
     let site = Arc::new(site(&directory).await);
+    // Only Debian's servers come with the program.
     let mut server = TestServer::start(ServerOptions {
+        major: installed::DEBIAN_MAJOR,
         checksums: false,
         ..ServerOptions::default()
     })

@@ -45,6 +45,8 @@ pub struct Options {
     pub mapping: Mapping,
     /// Prepare a standby that goes on replaying.
     pub standby: bool,
+    /// The folder of the server's programs; `None` looks in the usual ones.
+    pub programs: Option<PathBuf>,
 }
 
 /// A finished restore.
@@ -83,7 +85,7 @@ fn checked(prepared: &Prepared, options: &Options) -> Result<Checked> {
         &options.mapping,
         &prepared.report.target_dir,
     )?;
-    let binaries = match Binaries::find_here(prepared.server.major()) {
+    let binaries = match Binaries::find(prepared.server.major(), options.programs.as_deref()) {
         Ok(binaries) => Some(binaries),
         Err(error) if options.start => return Err(error.into()),
         Err(_) => None,

@@ -12,9 +12,11 @@ use borealis_pg_format::segment::{LogFile, SegmentSize};
 use borealis_pg_format::wal::{LogEvent, LogFormat, Start, WalReader};
 use borealis_pg_format::{Lsn, Timeline, Version};
 
+use borealis_testkit::waldump::translate::offsets;
+
 use crate::fixture::{control_file, fixture};
 use crate::server::Server;
-use crate::witness::{Witness, offsets, witness};
+use crate::witness::{Witness, witness};
 
 /// A stretch of log of one timeline.
 pub struct Stretch {

@@ -10,7 +10,6 @@ mod fixture;
 mod records;
 mod server;
 mod splits;
-mod translate;
 mod witness;
 
 macro_rules! tests_of {

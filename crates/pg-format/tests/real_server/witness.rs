@@ -1,35 +1,14 @@
 //! What PostgreSQL's own readers say of a log: `pg_waldump` of 14 and 15, `pg_walinspect` of 16 and later.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 
 use borealis_pg_format::segment::{LogFile, SegmentSize};
 use borealis_pg_format::wal::{LogEvent, LogFormat, Start, WalReader};
 use borealis_pg_format::{Lsn, Relation, Timeline, Version};
 
+use borealis_testkit::waldump::translate;
+
 use crate::server::Server;
-use crate::translate;
-
-const PAGE: usize = 8192;
-/// Bytes of the header of a page of the log, and of a segment's first.
-const PAGE_HEADER: (usize, usize) = (24, 40);
-
-/// Where the bytes of a record lie in a log that begins with a segment.
-pub fn offsets(start: usize, len: usize) -> Vec<usize> {
-    let segment = SegmentSize::DEFAULT.bytes() as usize;
-    let mut at = start;
-    let mut found = Vec::with_capacity(len);
-    while found.len() < len {
-        if at.is_multiple_of(segment) {
-            at += PAGE_HEADER.1;
-        } else if at.is_multiple_of(PAGE) {
-            at += PAGE_HEADER.0;
-        }
-        found.push(at);
-        at += 1;
-    }
-    found
-}
 
 /// A record, as both sides see it. The operation is a number here and a name there.
 #[derive(Debug, PartialEq, Eq)]
@@ -150,16 +129,11 @@ fn waldump(
 ) -> Vec<(Seen, String)> {
     let size = SegmentSize::DEFAULT;
     let name = |number| LogFile::Segment { timeline, number }.name(size);
-    let (first, last) = (size.number_of(start), size.number_of(Lsn(end.0 - 1)));
+    let last = size.number_of(Lsn(end.0 - 1));
     let folder = match server.version() {
         Version::V14 => {
             let folder = server.home().join(format!("as-15-{timeline}"));
-            fs::create_dir_all(&folder).expect("the home is ours");
-            let translated = translate::to_15(start, log);
-            for (index, segment) in translated.chunks(size.bytes() as usize).enumerate() {
-                let file = folder.join(name(first + index as u64));
-                fs::write(file, segment).expect("the home is ours");
-            }
+            translate::write_as_15(&folder, timeline, start, log);
             folder
         }
         _ => server.data().join("pg_wal"),

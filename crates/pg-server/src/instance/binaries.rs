@@ -26,13 +26,6 @@ impl Binaries {
         self.dir.join(name)
     }
 
-    /// Finds the programs of `major` in the directory that [`BIN_VARIABLE`] names, or in the usual ones
-    /// where it names none.
-    pub fn find_here(major: u32) -> Result<Self> {
-        let named = std::env::var_os(BIN_VARIABLE).filter(|dir| !dir.is_empty());
-        Self::find(major, named.as_deref().map(Path::new))
-    }
-
     /// Finds the programs of `major`. An `explicit` directory is the only one looked at.
     pub fn find(major: u32, explicit: Option<&Path>) -> Result<Self> {
         let candidates = match explicit {

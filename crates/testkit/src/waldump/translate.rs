@@ -1,5 +1,5 @@
 //! The log of 14 in the form of 15, so that the `pg_waldump` of 15 can be its witness: there is no
-//! `pg_walinspect` for 14, and each `pg_waldump` reads its own major only.
+//! `pg_walinspect` for 14, its `pg_waldump` is not installed, and each one reads its own major only.
 //!
 //! The formats differ in the magic of a page, in the bits about an image's compression, in the number of
 //! one operation, and in the body of prepared transactions. Nothing moves, so that positions and lengths
@@ -8,14 +8,53 @@
 use borealis_pg_format::wal::{LogEvent, LogFormat, Rmgr, Start, WalReader};
 use borealis_pg_format::{Lsn, Version};
 
-use crate::witness::offsets;
+use std::fs;
+use std::path::Path;
 
+use borealis_pg_format::Timeline;
+use borealis_pg_format::segment::{LogFile, SegmentSize};
+
+/// Bytes of a page of the log.
+const PAGE: usize = 8192;
+/// Bytes of the header of a page of the log, and of a segment's first page.
+const PAGE_HEADER: (usize, usize) = (24, 40);
 const HEADER_LEN: usize = 24;
 const INFO: usize = 16;
 const CRC: usize = 20;
 
+/// Where the bytes of a record of `len` bytes lie that begins at byte `start` of a log that begins with a
+/// segment: page headers lie between them.
+pub fn offsets(start: usize, len: usize) -> Vec<usize> {
+    let segment = SegmentSize::DEFAULT.bytes() as usize;
+    let mut at = start;
+    let mut found = Vec::with_capacity(len);
+    while found.len() < len {
+        if at.is_multiple_of(segment) {
+            at += PAGE_HEADER.1;
+        } else if at.is_multiple_of(PAGE) {
+            at += PAGE_HEADER.0;
+        }
+        found.push(at);
+        at += 1;
+    }
+    found
+}
+
+/// Writes segment files of the log that begins with a segment at `start`, in the form of 15, into `folder`.
+pub fn write_as_15(folder: &Path, timeline: Timeline, start: Lsn, log: &[u8]) {
+    let size = SegmentSize::DEFAULT;
+    fs::create_dir_all(folder).expect("the folder is ours");
+    let first = size.number_of(start);
+    let translated = to_15(start, log);
+    for (index, segment) in translated.chunks(size.bytes() as usize).enumerate() {
+        let number = first + index as u64;
+        let name = LogFile::Segment { timeline, number }.name(size);
+        fs::write(folder.join(name), segment).expect("the folder is ours");
+    }
+}
+
 /// The log that begins with a segment at `start`, in the form of 15.
-pub fn to_15(start: Lsn, log: &[u8]) -> Vec<u8> {
+fn to_15(start: Lsn, log: &[u8]) -> Vec<u8> {
     let mut translated = log.to_vec();
     let mut reader = WalReader::new(LogFormat::new(Version::V14), start, Start::Anywhere, None);
     reader.push(start, log, &mut |event| {
@@ -32,7 +71,7 @@ pub fn to_15(start: Lsn, log: &[u8]) -> Vec<u8> {
         }
     });
     let (old, new) = (Version::V14.page_magic(), Version::V15.page_magic());
-    let (pages, _) = translated.as_chunks_mut::<8192>();
+    let (pages, _) = translated.as_chunks_mut::<PAGE>();
     for page in pages {
         if page[..2] == old.to_le_bytes() {
             page[..2].copy_from_slice(&new.to_le_bytes());
