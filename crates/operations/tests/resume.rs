@@ -15,6 +15,7 @@ use borealis_operations::{Result, Site};
 use borealis_repository::layout;
 use borealis_repository::plan::{LineageState, Target};
 use borealis_repository::verify::{Report, verify_lineage};
+use borealis_testkit::installed::DEBIAN_MAJOR;
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer};
 use borealis_testkit::{oracle, wait_until};
 use tokio_util::sync::CancellationToken;
@@ -313,7 +314,9 @@ async fn a_base_backup_killed_three_times_is_the_same_as_one_that_was_not() {
 async fn nothing_is_taken_over_from_an_attempt_before_pg_checksums() {
     let directory = tempfile::tempdir().unwrap();
     let site = Arc::new(site(&directory).await);
+    // Only Debian's servers come with the program.
     let mut server = TestServer::start(ServerOptions {
+        major: DEBIAN_MAJOR,
         checksums: false,
         ..ServerOptions::default()
     })

@@ -4,6 +4,7 @@
 //! that matters to a backup and remembers what was acknowledged; [`oracle`] says whether a copy is
 //! sound and the same. Nothing here is compiled into a product.
 
+pub mod installed;
 pub mod oracle;
 pub mod program;
 pub mod server;

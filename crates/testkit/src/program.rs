@@ -11,7 +11,8 @@ use std::time::Duration;
 use std::os::unix::fs::PermissionsExt;
 
 use borealis_base::{Position, Timestamp};
-use borealis_pg_server::instance::SystemUser;
+use borealis_pg_server::instance::binaries::BIN_VARIABLE;
+use borealis_pg_server::instance::{Binaries, SystemUser};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -106,7 +107,7 @@ pub fn moment(value: &Value, field: &str) -> Option<Timestamp> {
 pub struct Site {
     dir: TempDir,
     program: PathBuf,
-    major: u32,
+    binaries: Binaries,
     user: Option<SystemUser>,
 }
 
@@ -117,7 +118,7 @@ impl Site {
         let site = Self {
             dir,
             program: PathBuf::from(program),
-            major: server.binaries().major,
+            binaries: server.binaries().clone(),
             user: None,
         };
         site.configure(&server.dsn());
@@ -194,6 +195,7 @@ impl Site {
         }
         command
             .args(arguments)
+            .env(BIN_VARIABLE, &self.binaries.dir)
             .env("BOREALIS_CONFIG", self.dir.path().join("config.toml"))
             .env("NO_COLOR", "1")
             .current_dir(self.dir.path())
@@ -284,7 +286,7 @@ impl Site {
             .json(&[&arguments[..], &start[..], more].concat())
             .await;
         let log_file = Path::new(&target).join(RESTORE_LOG);
-        let server = TestServer::attach(Path::new(&target), self.major, &log_file);
+        let server = TestServer::attach(Path::new(&target), self.binaries.major, &log_file);
         assert_eq!(server.port().to_string(), port, "--port was not followed");
         let plan = answer.get("plan").unwrap_or(&answer).clone();
         Restored {

@@ -20,7 +20,7 @@ use borealis_repository::plan::{LineageState, Target};
 use borealis_repository::store::{Absent, Store, open};
 use borealis_repository::{Environment, Repository};
 use borealis_testkit::server::{DEADLINE, TestServer, server_dir, system_user};
-use borealis_testkit::wait_until;
+use borealis_testkit::{installed, wait_until};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -192,6 +192,7 @@ pub async fn restore_to(site: &Site, target: Target) -> Result<Restored> {
         start: true,
         port: Some(free_port()),
         owner: system_user().map(|user| user.name),
+        programs: Some(installed::binaries(prepared.server_major()).dir),
         ..Options::default()
     };
     let restored = restore::restore(site, prepared, &options, &NoProgress).await?;
