@@ -110,6 +110,7 @@ async fn recovered_cluster_holds_what_came_before_the_target_and_nothing_of_its_
         },
         &Recovery {
             restore_command: &command,
+            end_command: None,
             branch: Branch(1),
             goal: Goal::Promote(last),
         },

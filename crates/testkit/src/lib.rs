@@ -7,6 +7,7 @@
 pub mod oracle;
 pub mod program;
 pub mod server;
+pub mod small_disk;
 pub mod waldump;
 pub mod workload;
 
@@ -16,6 +17,7 @@ use borealis_base::{Clock, SystemClock};
 
 pub use program::{Answer, Protect, Site};
 pub use server::{ServerOptions, TestServer};
+pub use small_disk::SmallDisk;
 pub use workload::{Acknowledged, Outcome, Workload, WorkloadOptions};
 
 /// How often a waited-for condition is looked at.

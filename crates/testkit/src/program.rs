@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use std::os::unix::fs::PermissionsExt;
+
 use borealis_base::{Position, Timestamp};
+use borealis_pg_server::instance::SystemUser;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::server::{free_port, server_dir};
+use crate::server::{free_port, server_dir, system_user};
 use crate::{TestServer, wait_until};
 
 /// How long a condition on the repository may take to come true. Two cores run several servers.
@@ -104,6 +107,7 @@ pub struct Site {
     dir: TempDir,
     program: PathBuf,
     major: u32,
+    user: Option<SystemUser>,
 }
 
 impl Site {
@@ -114,6 +118,7 @@ impl Site {
             dir,
             program: PathBuf::from(program),
             major: server.binaries().major,
+            user: None,
         };
         site.configure(&server.dsn());
         site
@@ -122,6 +127,20 @@ impl Site {
     /// With a repository.
     pub async fn init(program: &str, server: &TestServer) -> Self {
         let site = Self::bare(program, server);
+        site.ok(&["init"]).await;
+        site
+    }
+
+    /// With a repository, and everything run as the system user of test servers, from a place where that
+    /// user can: for a standby, which reads the repository itself.
+    pub async fn init_as_server_user(program: &str, server: &TestServer) -> Self {
+        let mut site = Self::bare(program, server);
+        site.user = system_user();
+        let copy = site.dir.path().join("borealis");
+        std::fs::copy(program, &copy).expect("it is built");
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))
+            .expect("it is ours");
+        site.program = copy;
         site.ok(&["init"]).await;
         site
     }
@@ -180,6 +199,9 @@ impl Site {
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        if let Some(user) = &self.user {
+            command.uid(user.uid).gid(user.gid).env("HOME", &user.home);
+        }
         command
     }
 

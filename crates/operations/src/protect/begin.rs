@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use borealis_base::{Branch, ErrorKind, Position};
+use borealis_base::{Branch, ErrorKind, Position, RecordSpan};
 use borealis_keys::DataKeys;
 use borealis_pg_format::Version;
 use borealis_pg_format::control_file::ControlFile;
@@ -14,7 +14,7 @@ use borealis_pg_server::link::SqlLink;
 use borealis_pg_server::link::replication::ReplicationLink;
 use borealis_pg_server::source::{SlotHold, slot_state};
 use borealis_repository::log::{LogReader, pieces_of};
-use borealis_repository::plan::{LineageState, PieceSummary, RecordSpan};
+use borealis_repository::plan::{LineageState, PieceSummary};
 use borealis_repository::store::Store;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;

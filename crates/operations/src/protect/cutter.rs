@@ -88,6 +88,11 @@ impl Cutter {
         self.start.plus(self.bytes.len() as u64)
     }
 
+    /// The start of the first record that has not ended.
+    pub fn resume_at(&self) -> Position {
+        self.indexer.resume_at()
+    }
+
     /// Whether bytes wait to be cut.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()

@@ -41,6 +41,9 @@ pub struct Stretch {
     pub start: Position,
     /// The bytes.
     pub bytes: Bytes,
+    /// Whether the connection that they came over began here, so that nothing of what was there before
+    /// was asked for again and compared: whether they follow it, only they themselves tell.
+    pub uncompared: bool,
 }
 
 /// Where and what to receive.
@@ -195,7 +198,7 @@ pub async fn receive(
     }
 }
 
-fn rewritten(from: Position, to: Position) -> Error {
+pub(super) fn rewritten(from: Position, to: Position) -> Error {
     Error::refused(
         format!(
             "the server's log between {from} and {to} is not what it was: the server was put back to an older state and has written on"
@@ -257,6 +260,7 @@ async fn stream_until_broken(
     stop: &CancellationToken,
 ) -> Streamed {
     let reporting = tokio::spawn(report_durable(feedback, durable.clone()));
+    let mut uncompared = from.ask_from() == from.position;
     let streamed = loop {
         let event = tokio::select! {
             () = stop.cancelled() => break Streamed::End(End::Stopped),
@@ -275,6 +279,7 @@ async fn stream_until_broken(
                 let stretch = Stretch {
                     start: next,
                     bytes: new,
+                    uncompared: std::mem::take(&mut uncompared),
                 };
                 if out.send(stretch).await.is_err() {
                     break Streamed::End(End::Stopped);

@@ -43,43 +43,6 @@ pub fn mapped<'a>(mapping: &'a [(PathBuf, PathBuf)], source: &'a Path) -> &'a Pa
     found.map_or(source, |(_, new)| new.as_path())
 }
 
-/// Refuses tablespaces whose place is taken, and mappings of tablespaces that there are not.
-pub fn check_tablespaces(
-    manifest: &Manifest,
-    mapping: &[(PathBuf, PathBuf)],
-    target: &Path,
-) -> Result<()> {
-    let links = &manifest.files().links;
-    for (old, _) in mapping {
-        if !links.iter().any(|link| Path::new(&link.target) == old) {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!(
-                    "--tablespace-mapping: no tablespace of the backup lies at {}",
-                    old.display()
-                ),
-            ));
-        }
-    }
-    for link in links {
-        let place = mapped(mapping, Path::new(&link.target));
-        let taken = std::fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_some());
-        if taken && !is_ours(target, &link.name, place) {
-            return Err(Error::refused(
-                format!("the tablespace directory {} is not empty", place.display()),
-                "Put the tablespace elsewhere with --tablespace-mapping OLD=NEW.",
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Whether an unfinished restore into `target` has linked this very place already: it found the place
-/// empty then.
-fn is_ours(target: &Path, link: &str, place: &Path) -> bool {
-    std::fs::read_link(target.join(link)).is_ok_and(|linked| linked == place)
-}
-
 /// A directory that a base backup is written into.
 pub struct Tree<'a> {
     /// The data directory.

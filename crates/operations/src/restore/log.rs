@@ -87,7 +87,8 @@ pub fn lay_histories(
     Ok(())
 }
 
-/// The bytes `[start, end)` of a branch's log as one segment file, zeros behind `end`.
+/// The log of `pieces` as one segment file that begins at `start`, zeros behind its end. Appears at
+/// `target` whole or not at all.
 pub async fn write_segment(
     lineage: &Lineage,
     pieces: Vec<PieceRange>,
@@ -95,26 +96,41 @@ pub async fn write_segment(
     size: SegmentSize,
     target: &Path,
 ) -> Result<()> {
-    let staged = target.with_extension("borealis");
-    let file = new_file(&staged, 0o600)?;
-    file.set_len(size.bytes())
-        .at("set the length of", &staged)?;
-    let reader = LogReader::new(
-        lineage.store().clone(),
-        lineage.keys().clone(),
-        lineage.id(),
-    );
-    let mut log = std::pin::pin!(reader.stream(pieces, PREFETCH));
+    // A name of its own: two calls for one target must not write into one file.
+    let staged = target.with_extension(format!("borealis-{}", std::process::id()));
+    let written = fill_segment(lineage, pieces, start, size, &staged).await;
+    let placed = written.and_then(|_| std::fs::rename(&staged, target).at("put in place", target));
+    if placed.is_err() {
+        // What went wrong is told already.
+        let _ = std::fs::remove_file(&staged);
+    }
+    placed
+}
+
+/// Writes the log of `pieces` into the file `path` as a segment that begins at `start`, durably; returns
+/// the CRC-32C of its bytes, and how many they are.
+pub async fn fill_segment(
+    lineage: &Lineage,
+    pieces: Vec<PieceRange>,
+    start: Position,
+    size: SegmentSize,
+    path: &Path,
+) -> Result<(u32, u64)> {
+    let file = new_file(path, 0o600)?;
+    file.set_len(size.bytes()).at("set the length of", path)?;
+    let mut log = std::pin::pin!(LogReader::of(lineage).stream(pieces, PREFETCH));
+    let (mut crc, mut len) = (0, 0);
     while let Some(part) = log.try_next().await? {
-        if part.position < start {
+        if part.position != start.plus(len) {
             return Err(Error::new(
                 ErrorKind::Bug,
-                "log before the segment was read",
+                format!("log at {} was read for {}", part.position, start.plus(len)),
             ));
         }
-        file.write_all_at(&part.bytes, part.position.since(start))
-            .at("write", &staged)?;
+        file.write_all_at(&part.bytes, len).at("write", path)?;
+        crc = crc32c::crc32c_append(crc, &part.bytes);
+        len += part.bytes.len() as u64;
     }
-    file.sync_all().at("sync", &staged)?;
-    std::fs::rename(&staged, target).at("put in place", target)
+    file.sync_all().at("sync", path)?;
+    Ok((crc, len))
 }

@@ -126,6 +126,8 @@ pub enum Goal {
 pub struct Recovery<'a> {
     /// The command that fetches a file of the log; `%f` and `%p` as PostgreSQL defines them.
     pub restore_command: &'a str,
+    /// The command to run when recovery ends, if any.
+    pub end_command: Option<&'a str>,
     /// The timeline to follow.
     pub branch: Branch,
     /// How far.
@@ -231,6 +233,9 @@ fn recovery_block(recovery: &Recovery<'_>) -> String {
         push_setting(&mut block, name, value);
     };
     set("restore_command", recovery.restore_command);
+    if let Some(command) = recovery.end_command {
+        set("recovery_end_command", command);
+    }
     match recovery.goal {
         Goal::Promote(position) => {
             set("recovery_target_lsn", &position.to_string());

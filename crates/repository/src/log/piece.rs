@@ -12,13 +12,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use borealis_base::{Branch, LineageId, Position};
+use borealis_base::{Branch, LineageId, Position, TimeStep};
 use borealis_keys::DataKeys;
 use bytes::Bytes;
 
-use super::time_map::{TimeStep, decode_steps, encode_steps};
+use super::time_map::{decode_steps, encode_steps};
 use crate::object::{
-    Compression, FrameKind, ObjectHead, ObjectKind, PreparedFrame, fetch_frames, fetch_head,
+    Compression, FrameKind, ObjectHead, ObjectKind, ObjectView, PreparedFrame, fetch_frames,
+    fetch_head,
 };
 use crate::plan::PieceSummary;
 use crate::store::Store;
@@ -235,6 +236,30 @@ impl StoredPiece {
         }
         Ok(out)
     }
+}
+
+/// Reads a piece back from the store as a whole, and checks that it is the one that the ledger's chain
+/// holds and that each of its frames is what was sealed.
+///
+/// # Errors
+/// Damaged where it is another one, or missing; any other kind where the store could not be asked.
+pub async fn read_back(
+    store: &Arc<dyn Store>,
+    keys: &Arc<DataKeys>,
+    lineage: LineageId,
+    piece: &PieceSummary,
+) -> Result<()> {
+    let name = layout::entry(lineage, piece.entry);
+    let bytes =
+        (store.read(&name).await).map_err(|error| Error::from(error).named_by("the ledger"))?;
+    let (keys, piece) = (Arc::clone(keys), piece.clone());
+    crate::pages::pack::blocking(move || {
+        let view = ObjectView::parse(&name, bytes)?;
+        view.head().expect_kind(ObjectKind::LedgerEntry)?;
+        check_entry(view.head(), &piece)?;
+        view.authenticate(&keys)
+    })
+    .await?
 }
 
 /// Checks a frame's header; returns what follows it.

@@ -94,13 +94,14 @@ pub enum Absent {
 /// # Errors
 /// Invalid for a URL of another scheme; not found for a folder that is not there.
 pub fn open(url: &str, absent: Absent) -> Result<Arc<dyn Store>, StoreError> {
-    let invalid = |what: &str| StoreError::new(StoreErrorKind::Invalid, "open", url, url, what);
+    let invalid =
+        |what: &str| StoreError::new(StoreErrorKind::Invalid, error::OPEN, url, url, what);
     let path = match url.split_once("://") {
         Some(("file", path)) if path.starts_with('/') => path,
         Some(("file", _)) => return Err(invalid("a file URL is written file:///path")),
         Some((scheme, _)) => {
             return Err(invalid(&format!(
-                "stores of scheme `{scheme}` are not supported; name a folder"
+                "stores of scheme `{scheme}` are not supported"
             )));
         }
         None if url.is_empty() => return Err(invalid("the repository's URL is empty")),
