@@ -98,11 +98,7 @@ impl From {
             return Err(rewritten(start, self.position));
         }
         if !new.is_empty() {
-            let keep = usize::try_from(OVERLAP_BYTES).unwrap_or(usize::MAX);
-            let mut tail = BytesMut::from(&self.tail[..]);
-            tail.extend_from_slice(&new);
-            let cut = tail.len().saturating_sub(keep);
-            self.tail = tail.freeze().slice(cut..);
+            self.tail = tail_of(&self.tail, &new);
             self.position = self.position.plus(new.len() as u64);
         }
         Ok(new)
@@ -117,6 +113,18 @@ impl From {
         }
         .name(self.segment_size)
     }
+}
+
+/// The last bytes, as many as an overlap compares, of `new` behind `old`. A copy: a slice would keep the
+/// whole message in memory.
+fn tail_of(old: &Bytes, new: &Bytes) -> Bytes {
+    let keep = usize::try_from(OVERLAP_BYTES).unwrap_or(usize::MAX);
+    let from_new = new.slice(new.len().saturating_sub(keep)..);
+    let from_old = old.slice(old.len().saturating_sub(keep - from_new.len())..);
+    let mut tail = BytesMut::with_capacity(from_old.len() + from_new.len());
+    tail.extend_from_slice(&from_old);
+    tail.extend_from_slice(&from_new);
+    tail.freeze()
 }
 
 /// Why receiving ended.

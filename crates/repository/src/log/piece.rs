@@ -60,11 +60,18 @@ impl PieceIdentity {
         header
     }
 
-    fn frame(&self, kind: FrameKind, compression: Compression, content: &[u8]) -> PreparedFrame {
-        let mut plain = Vec::with_capacity(HEADER_BYTES + content.len());
+    /// A frame of `content`, laid out in `plain`, which serves one frame after the other.
+    fn frame(
+        &self,
+        kind: FrameKind,
+        compression: Compression,
+        content: &[u8],
+        plain: &mut Vec<u8>,
+    ) -> PreparedFrame {
+        plain.clear();
         plain.extend_from_slice(&self.header());
         plain.extend_from_slice(content);
-        PreparedFrame::new(kind, compression, &plain)
+        PreparedFrame::new(kind, compression, plain)
     }
 }
 
@@ -83,15 +90,14 @@ pub fn prepare_piece(
             bytes.len()
         )));
     }
+    let mut plain = Vec::new();
+    let mut frame = |kind, content: &[u8]| identity.frame(kind, compression, content, &mut plain);
     let mut frames = vec![
-        identity.frame(FRAME_TIME_MAP, compression, &encode_steps(steps)?),
-        identity.frame(FRAME_LOG_INDEX, compression, index),
+        frame(FRAME_TIME_MAP, &encode_steps(steps)?),
+        frame(FRAME_LOG_INDEX, index),
     ];
-    frames.extend(
-        bytes
-            .chunks(LOG_FRAME_BYTES)
-            .map(|chunk| identity.frame(FRAME_LOG_BYTES, compression, chunk)),
-    );
+    let chunks = bytes.chunks(LOG_FRAME_BYTES);
+    frames.extend(chunks.map(|chunk| frame(FRAME_LOG_BYTES, chunk)));
     Ok(frames)
 }
 
