@@ -1,5 +1,7 @@
 //! How far long work has come. The library reports, the program draws.
 
+use crate::{Position, Timestamp};
+
 /// What a progress counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
@@ -17,8 +19,13 @@ pub trait Progress: Send + Sync {
     /// `amount` more of the current phase is done.
     fn advance(&self, amount: u64);
 
-    /// A fact worth showing beside the bar, such as the position and log time of a replay.
+    /// A fact worth showing beside the bar.
     fn note(&self, text: &str);
+
+    /// A replay has come to `position`; `time` is the last moment that is settled there, if it is known.
+    fn replayed(&self, position: Position, time: Option<Timestamp>) {
+        let _ = (position, time);
+    }
 }
 
 /// Shows nothing, costs nothing.

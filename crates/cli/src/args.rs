@@ -59,6 +59,11 @@ pub struct SourceArgs {
     /// The server, as a libpq connection string or postgresql:// URI without a password
     #[arg(long, value_name = "DSN", env = "BOREALIS_SOURCE")]
     pub source: Option<String>,
+}
+
+/// Where the server's files are.
+#[derive(Debug, Clone, Args)]
+pub struct DataDirArg {
     /// The server's data directory on this machine [default: what the server says]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
@@ -81,7 +86,7 @@ pub enum Command {
     #[command(
         after_help = "Example:\n  borealis check --source 'host=/var/run/postgresql user=postgres'"
     )]
-    Check(SourceArgs),
+    Check(Check),
     /// Back up a server continuously until stopped
     Protect(Protect),
     /// Stop protecting a cluster: drop its replication slot and say so in the repository
@@ -100,6 +105,17 @@ pub enum Command {
     Inspect(Inspect),
     /// Serve the log to a recovering server
     Wal(Wal),
+}
+
+/// `borealis check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The server.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// Its files.
+    #[command(flatten)]
+    pub data_dir: DataDirArg,
 }
 
 /// `borealis init`.
@@ -125,6 +141,9 @@ pub struct Protect {
     /// The server.
     #[command(flatten)]
     pub source: SourceArgs,
+    /// Its files.
+    #[command(flatten)]
+    pub data_dir: DataDirArg,
     /// The cluster.
     #[command(flatten)]
     pub cluster: ClusterArg,
@@ -143,6 +162,9 @@ pub struct Protect {
     /// Take a base backup at least this often, unless nothing was written
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
     pub base_backup_every: Duration,
+    /// Let a base backup that is killed be resumed from each SIZE that it has stored
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub base_backup_resumable_every: ByteLen,
     /// What goes first when log can't be shipped: the primary's disk, or unbroken history
     #[arg(long, value_name = "WHAT", default_value = "primary")]
     pub protect: Policy,
@@ -223,6 +245,10 @@ pub struct Restore {
 
 /// `borealis snapshot`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    borealis snapshot create before-upgrade --cluster sales\n  \
+    borealis snapshot list --cluster sales\n  \
+    borealis restore --to snapshot:before-upgrade --target-dir /srv/restored")]
 pub struct Snapshot {
     /// What to do.
     #[command(subcommand)]
@@ -322,6 +348,10 @@ pub struct Inspect {
 
 /// `borealis wal`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example, as borealis restore writes it into the restored server's configuration:\n  \
+    restore_command = '/usr/bin/borealis wal fetch %f %p'"
+)]
 pub struct Wal {
     /// What to do.
     #[command(subcommand)]
@@ -333,12 +363,22 @@ pub struct Wal {
 pub enum WalAction {
     /// PostgreSQL's restore_command: put the log file FILE at TARGET. Exits with 0 when done, 1 when
     /// the restore is known not to need FILE, above 125 when it could not look
+    #[command(
+        after_help = "Example, in the data directory of a restored server:\n  \
+        borealis wal fetch 000000010000000000000003 pg_wal/RECOVERYXLOG"
+    )]
     Fetch {
         /// The file name that PostgreSQL asks for (%f)
         file: String,
         /// Where it goes (%p), relative to the data directory
         target: PathBuf,
     },
+    /// Fetch log ahead of the server in this data directory; started by `fetch`
+    #[command(hide = true)]
+    Prefetch,
+    /// PostgreSQL's recovery_end_command: remove what was fetched ahead
+    #[command(hide = true)]
+    Finish,
 }
 
 fn parse_mapping(text: &str) -> Result<(PathBuf, PathBuf), String> {

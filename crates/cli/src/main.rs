@@ -118,6 +118,8 @@ mod tests {
         assert!(serves_log(&arguments("borealis --config /c wal fetch F T")));
         assert!(!serves_log(&arguments("borealis status --cluster wal")));
         assert!(!serves_log(&arguments("borealis")));
+        // As a recovery_end_command, a code above 125 would end a promotion (`ExecuteRecoveryCommand`).
+        assert!(!serves_log(&arguments("borealis wal finish")));
     }
 
     #[test]

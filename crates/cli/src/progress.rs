@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use borealis_base::{Clock, Progress, SystemClock, Unit};
+use borealis_base::{Clock, Position, Progress, SystemClock, Timestamp, Unit};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -52,6 +52,11 @@ impl Progress for Bar {
             .expect("no holder panics")
             .set_message(text.to_owned());
     }
+
+    fn replayed(&self, position: Position, time: Option<Timestamp>) {
+        let time = time.map_or_else(String::new, |time| format!(", log of {time}"));
+        self.note(&format!("at {position}{time}"));
+    }
 }
 
 impl Drop for Bar {
@@ -72,6 +77,7 @@ struct Phase {
     began: Duration,
     written: Duration,
     note: Option<String>,
+    replayed: Option<(Position, Option<Timestamp>)>,
 }
 
 impl Phase {
@@ -88,11 +94,16 @@ impl Phase {
             .total
             .filter(|_| rate > 0.0)
             .map(|total| (total.saturating_sub(self.done) as f64 / rate).round());
-        json!({
+        let mut line = json!({
             "phase": self.name, "unit": if self.bytes { "bytes" } else { "items" },
             "done": self.done, "total": self.total, "per_second": rate.round(),
             "seconds_left": left, "note": self.note,
-        })
+        });
+        if let (Some((position, time)), Some(fields)) = (self.replayed, line.as_object_mut()) {
+            fields.insert("position".to_owned(), json!(position));
+            fields.insert("log_time".to_owned(), json!(time));
+        }
+        line
     }
 
     fn write(&mut self, now: Duration) {
@@ -132,6 +143,10 @@ impl Progress for Lines {
 
     fn note(&self, text: &str) {
         self.0.lock().expect("no holder panics").note = Some(text.to_owned());
+    }
+
+    fn replayed(&self, position: Position, time: Option<Timestamp>) {
+        self.0.lock().expect("no holder panics").replayed = Some((position, time));
     }
 }
 

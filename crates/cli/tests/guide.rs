@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use borealis_pg_server::instance::binaries::BIN_VARIABLE;
 use borealis_testkit::program::DEADLINE;
 use borealis_testkit::server::{ServerOptions, free_port};
 use borealis_testkit::{Protect, Site, TestServer, wait_until};
@@ -39,11 +40,11 @@ fn blocks_are_read_and_others_are_not() {
     assert_eq!(commands(guide), ["borealis a", "borealis b --c"]);
 }
 
-/// A folder with nothing but a link to the program, for `PATH`.
+/// A folder with nothing but the program, for `PATH`: where the user of a standby can run it.
 fn program_folder(site: &Site) -> PathBuf {
     let folder = site.path().join("bin");
     std::fs::create_dir(&folder).unwrap();
-    std::os::unix::fs::symlink(PROGRAM, folder.join("borealis")).unwrap();
+    std::fs::copy(PROGRAM, folder.join("borealis")).unwrap();
     folder
 }
 
@@ -53,6 +54,7 @@ async fn the_guide_does_what_it_says() {
     server.sql("CREATE TABLE t AS SELECT 1 AS id").await;
     let site = Site::bare(PROGRAM, &server);
     let (work, port) = (site.path().join("work"), free_port().to_string());
+    let standby_port = free_port().to_string();
     std::fs::create_dir(&work).unwrap();
     let path = format!(
         "{}:{}",
@@ -83,8 +85,10 @@ async fn the_guide_does_what_it_says() {
         let output = Command::new("sh")
             .args(["-euc", command])
             .env("PATH", &path)
+            .env(BIN_VARIABLE, &server.binaries().dir)
             .env("WORK", &work)
             .env("RESTORED_PORT", &port)
+            .env("STANDBY_PORT", &standby_port)
             .env("BOREALIS_CONFIG", site.path().join("config.toml"))
             .env("BOREALIS_REPOSITORY", site.repository())
             .env("BOREALIS_KEY_FILE", site.key_file())

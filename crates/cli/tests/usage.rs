@@ -144,7 +144,7 @@ impl Ran {
 
 #[test]
 fn help_teaches_with_an_example_for_each_command() {
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 15] = [
         &[],
         &["init"],
         &["check"],
@@ -152,20 +152,25 @@ fn help_teaches_with_an_example_for_each_command() {
         &["unprotect"],
         &["status"],
         &["restore"],
+        &["snapshot"],
         &["snapshot", "create"],
         &["snapshot", "list"],
         &["snapshot", "delete"],
         &["verify"],
         &["inspect"],
+        &["wal"],
+        &["wal", "fetch"],
     ];
     for command in commands {
         let mut line = command.to_vec();
         line.push("--help");
         let ran = borealis(&line);
         let shown = ran.expect_code(0).stdout();
-        let example = format!("\n  {}", [&["borealis"], command].concat().join(" "));
+        let example = [&["borealis"], command].concat().join(" ");
+        let (_, taught) = shown.split_once("\nExample").unwrap_or(("", ""));
+        let taught = if command.is_empty() { &shown } else { taught };
         assert!(
-            shown.contains(&example),
+            taught.contains(&example),
             "{command:?} has no example:\n{shown}"
         );
     }
@@ -510,6 +515,50 @@ fn a_damaged_descriptor_is_named() {
     place
         .run(&["status"])
         .expect_failure(DAMAGED, &["repository is damaged"]);
+}
+
+/// The object's header with another format version, as `docs/formats` lays it out.
+fn with_format_version(mut bytes: Vec<u8>, version: u8) -> Vec<u8> {
+    bytes[8] = version;
+    let head_len = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) as usize;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), &bytes[24..24 + head_len]);
+    bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_refused_and_is_not_called_damage() {
+    let place = Place::made();
+    let key = std::fs::read_to_string(place.key()).unwrap();
+    let newer = key.replace("borealis-key-file 1\n", "borealis-key-file 2\n");
+    assert_ne!(newer, key);
+    std::fs::write(place.key(), newer).unwrap();
+    for command in [&["status"][..], &["verify"], &["init"]] {
+        place.run(command).expect_code(REFUSED);
+    }
+    place.run(&["status"]).expect_failure(
+        REFUSED,
+        &[
+            "borealis.key was written by a newer version",
+            "Use the version",
+        ],
+    );
+    std::fs::write(place.key(), key).unwrap();
+    place.run(&["status"]).expect_code(0);
+    let path = place.path("repository/repository");
+    let bytes = with_format_version(std::fs::read(&path).unwrap(), 9);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    for command in [&["status"][..], &["verify"], &["inspect", "repository"]] {
+        place.run(command).expect_failure(
+            REFUSED,
+            &[
+                "repository was written by a newer version",
+                "format version 9",
+                "Use the version",
+            ],
+        );
+    }
 }
 
 #[test]

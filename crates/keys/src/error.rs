@@ -1,5 +1,6 @@
 //! What can go wrong with keys.
 
+use std::io::ErrorKind as IoKind;
 use std::path::PathBuf;
 
 use borealis_base::ErrorKind;
@@ -83,6 +84,18 @@ pub enum Error {
     },
 }
 
+/// Whether the operating system's answer stays the same until someone makes room or gives a right.
+fn refuses(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        IoKind::StorageFull
+            | IoKind::QuotaExceeded
+            | IoKind::PermissionDenied
+            | IoKind::ReadOnlyFilesystem
+            | IoKind::NotADirectory
+    )
+}
+
 impl Error {
     /// What the caller can do.
     pub fn kind(&self) -> ErrorKind {
@@ -90,6 +103,7 @@ impl Error {
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 ErrorKind::NotFound
             }
+            Self::Io { source, .. } if refuses(source) => ErrorKind::Refused,
             Self::Io { .. } | Self::Unreachable { .. } => ErrorKind::Unreachable,
             Self::Exists { .. }
             | Self::Exposed { .. }
@@ -111,6 +125,29 @@ impl Error {
                  name another file, or use this one."
                     .to_owned(),
             ),
+            Self::Io { action, source, .. } => Some(match source.kind() {
+                IoKind::StorageFull | IoKind::QuotaExceeded => {
+                    "Make room there, or name another place for the key file.".to_owned()
+                }
+                IoKind::NotFound if *action == "read" => {
+                    "Name the repository's key file; if it is lost, bring it back from the copy you \
+                     keep of it."
+                        .to_owned()
+                }
+                IoKind::NotFound | IoKind::NotADirectory => {
+                    "Make its folder first, or name another place for the key file.".to_owned()
+                }
+                IoKind::PermissionDenied | IoKind::ReadOnlyFilesystem => {
+                    format!("Give this user the right to {action} it, or name another key file.")
+                }
+                _ => return None,
+            }),
+            Self::NotAKeyFile { .. } => {
+                Some("Name the file that borealis init made, with --key-file.".to_owned())
+            }
+            Self::NewerKeyFile { .. } => {
+                Some("Use the version of Borealis that wrote it, or a newer one.".to_owned())
+            }
             Self::DamagedKeyFile { .. } => {
                 Some("Bring the file back from the copy you keep of it.".to_owned())
             }

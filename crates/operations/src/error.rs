@@ -65,6 +65,15 @@ impl Error {
         Self::with_hint(ErrorKind::Refused, message, hint)
     }
 
+    /// Whether the same can succeed later without anyone changing the request. A full repository
+    /// counts: someone may make room.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Repository(error) => error.is_transient(),
+            other => other.kind() == ErrorKind::Unreachable,
+        }
+    }
+
     /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -86,9 +95,13 @@ impl Error {
             Self::Repository(error) => error.hint(),
             Self::Format(error) => error.hint().map(str::to_owned),
             Self::File { source, .. } => match source.kind() {
-                std::io::ErrorKind::StorageFull => {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                     Some("Free space there and run the command again.".to_owned())
                 }
+                std::io::ErrorKind::NotADirectory | std::io::ErrorKind::NotFound => Some(
+                    "A part of this path is missing or is not a directory; name another one."
+                        .to_owned(),
+                ),
                 std::io::ErrorKind::PermissionDenied => {
                     Some("Run as a user who may, for example as root.".to_owned())
                 }

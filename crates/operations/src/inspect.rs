@@ -263,9 +263,9 @@ fn show_event(event: &Event) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_base::{Position, Timestamp};
+    use borealis_base::{Position, RecordSpan, Timestamp};
     use borealis_pg_format::Relation;
-    use borealis_pg_format::index::{ForkKey, RecordSpan};
+    use borealis_pg_format::index::ForkKey;
 
     #[test]
     fn a_log_index_tells_its_blocks_and_events() {

@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use borealis_base::{Branch, Clock, ErrorKind, Position, Timestamp, show_duration};
+use borealis_base::{Branch, Clock, ErrorKind, Position, RecordSpan, Timestamp, show_duration};
 use borealis_pg_format::index::{EventKind, LogIndex};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::SqlLink;
@@ -22,9 +22,7 @@ use borealis_repository::catalog::Cluster;
 use borealis_repository::ledger::{LedgerReader, Presence};
 use borealis_repository::log::LogReader;
 use borealis_repository::pins::{NewPin, PIN_NAME_BYTES_MAX, Pins};
-use borealis_repository::plan::{
-    Coverage, LineageState, PieceSummary, RecordSpan, plan_to, what_a_pin_needs,
-};
+use borealis_repository::plan::{Coverage, LineageState, PieceSummary, plan_to, what_a_pin_needs};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -414,13 +412,9 @@ async fn find_restore_point(
 /// The restore point whose record ends at `end`. By its place, since names may come twice.
 fn restore_point_at(index: &LogIndex, end: Position) -> Option<(RecordSpan, Timestamp)> {
     index.events.iter().find_map(|event| match event.kind {
-        EventKind::RestorePoint { time, .. } if event.record.end == end => Some((
-            RecordSpan {
-                start: event.record.start,
-                end: event.record.end,
-            },
-            time,
-        )),
+        EventKind::RestorePoint { time, .. } if event.record.end == end => {
+            Some((event.record, time))
+        }
         _ => None,
     })
 }
@@ -428,7 +422,7 @@ fn restore_point_at(index: &LogIndex, end: Position) -> Option<(RecordSpan, Time
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_pg_format::index::{Event, RecordSpan as LogSpan};
+    use borealis_pg_format::index::Event;
 
     #[test]
     fn names_that_could_not_be_given_back_are_refused() {
@@ -455,7 +449,7 @@ mod tests {
     #[test]
     fn of_two_restore_points_of_one_name_the_place_decides() {
         let event = |start, end, time| Event {
-            record: LogSpan {
+            record: RecordSpan {
                 start: Position(start),
                 end: Position(end),
             },

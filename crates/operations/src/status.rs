@@ -61,11 +61,17 @@ pub struct ClusterStatus {
     pub last_base_backup: Option<BaseBackupStatus>,
     /// How many snapshots stand.
     pub snapshots: usize,
+    /// The log was read back from the store up to here after it was stored.
+    pub log_verified_through: Option<Position>,
+    /// Log pieces that are not known to have been read back yet.
+    pub log_pieces_unverified: usize,
+    /// Log pieces that nothing rests on any more, such as those that the store did not give back.
+    pub log_pieces_withdrawn: usize,
     /// Stored bytes of log.
     pub log_bytes: u64,
     /// Stored bytes of base backups.
     pub base_backup_bytes: u64,
-    /// Ranges of log that were never stored.
+    /// Ranges of log over which nothing can be restored.
     pub gaps: Vec<GapStatus>,
     /// Whether the store fences nobody, as the last protect found.
     pub single_writer: bool,
@@ -183,6 +189,7 @@ impl ClusterStatus {
             ),
             None => "  base backups  none yet".to_owned(),
         });
+        lines.extend(self.read_back());
         lines.push(format!("  snapshots     {}", self.snapshots));
         lines.push(format!(
             "  stored        {} of base backups, {} of log",
@@ -201,6 +208,19 @@ impl ClusterStatus {
                 .map(|note| format!("  note          {note}")),
         );
         lines.join("\n") + "\n"
+    }
+
+    fn read_back(&self) -> Option<String> {
+        let through = self.log_verified_through?;
+        let counted = |count: usize, what: &str| match count {
+            0 => String::new(),
+            count => format!(", {count} log pieces {what}"),
+        };
+        Some(format!(
+            "  read back     log through {through}{}{}",
+            counted(self.log_pieces_unverified, "to go"),
+            counted(self.log_pieces_withdrawn, "withdrawn")
+        ))
     }
 
     fn protection(&self, now: Timestamp) -> String {
@@ -416,6 +436,37 @@ fn damaged_pages(damaged: &[DamagedPage]) -> Option<String> {
     })
 }
 
+/// The end of the log that was read back.
+fn verified_through(state: &LineageState) -> Option<Position> {
+    let read = state.pieces.len() - state.unread_pieces().len();
+    (state.pieces.iter().take(read).rev())
+        .find(|piece| !state.is_withdrawn(piece))
+        .map(|piece| piece.end)
+}
+
+/// The gaps, neighbours with the same reason as one.
+fn gaps(state: &LineageState) -> Vec<GapStatus> {
+    let mut gaps: Vec<GapStatus> = Vec::new();
+    for gap in &state.gaps {
+        match gaps.last_mut() {
+            Some(last)
+                if last.branch == gap.branch.0
+                    && last.to == gap.from
+                    && last.reason == gap.reason =>
+            {
+                last.to = gap.to;
+            }
+            _ => gaps.push(GapStatus {
+                branch: gap.branch.0,
+                from: gap.from,
+                to: gap.to,
+                reason: gap.reason.clone(),
+            }),
+        }
+    }
+    gaps
+}
+
 /// Puts together what a cluster's ledger says.
 fn summarise(
     name: &str,
@@ -452,16 +503,14 @@ fn summarise(
             new_bytes: base.new_bytes,
         }),
         snapshots: state.pins.len(),
+        log_verified_through: verified_through(state),
+        log_pieces_unverified: state.unread_pieces().len(),
+        log_pieces_withdrawn: (state.pieces.iter())
+            .filter(|piece| state.is_withdrawn(piece))
+            .count(),
         log_bytes: state.pieces.iter().map(|piece| piece.stored_bytes).sum(),
         base_backup_bytes: state.base_backups.iter().map(|base| base.new_bytes).sum(),
-        gaps: (state.gaps.iter())
-            .map(|gap| GapStatus {
-                branch: gap.branch.0,
-                from: gap.from,
-                to: gap.to,
-                reason: gap.reason.clone(),
-            })
-            .collect(),
+        gaps: gaps(state),
         single_writer: false,
         requests: None,
         notes,
@@ -471,9 +520,9 @@ fn summarise(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_base::Branch;
+    use borealis_base::{Branch, RecordSpan};
     use borealis_repository::ledger::Holder;
-    use borealis_repository::plan::{Edge, RecordSpan};
+    use borealis_repository::plan::Edge;
 
     fn window(latest: Option<i64>) -> Window {
         let edge = |position, time: Option<i64>| Edge {

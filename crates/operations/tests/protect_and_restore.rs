@@ -3,171 +3,20 @@
 
 #![allow(clippy::unwrap_used)] // a test: a failure is a panic
 
-use std::path::PathBuf;
+mod common;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ByteLen, NoProgress, SystemClock, SystemEntropy, Timestamp};
-use borealis_keys::FileKey;
-use borealis_operations::protect::schedule::Schedule;
-use borealis_operations::protect::slot_policy::Policy;
-use borealis_operations::protect::{self, Stopped};
-use borealis_operations::restore::{self, Answering, Options, prepare};
-use borealis_operations::{Result, Site};
+use borealis_base::{NoProgress, Position};
+use borealis_operations::protect;
+use borealis_operations::restore::{self, Options, prepare};
 use borealis_repository::plan::Target;
-use borealis_repository::store::{Absent, FolderStore};
-use borealis_repository::{Environment, Repository};
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer, server_dir, system_user};
-use borealis_testkit::wait_until;
-use tempfile::TempDir;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-
-async fn site(directory: &TempDir) -> Site {
-    let url = directory.path().join("repository").display().to_string();
-    let key_file = directory.path().join("key");
-    let key = FileKey::create(&key_file, &SystemEntropy).unwrap();
-    let environment = Environment {
-        store: Arc::new(FolderStore::open(url.as_ref(), Absent::Create).unwrap()),
-        clock: Arc::new(SystemClock),
-        entropy: Arc::new(SystemEntropy),
-    };
-    Repository::init(environment, &[&key]).await.unwrap();
-    Site::open(
-        &url,
-        key_file,
-        Arc::new(SystemClock),
-        Arc::new(SystemEntropy),
-    )
-    .await
-    .unwrap()
-}
-
-fn options(server: &TestServer) -> protect::Options {
-    protect::Options {
-        info: server.info(),
-        cluster: Some("main".to_owned()),
-        data_dir: Some(server.data_dir().to_owned()),
-        once: false,
-        no_slot: false,
-        flush_interval: Duration::from_millis(200),
-        schedule: Schedule {
-            every_log: ByteLen(4 << 20),
-            every: Duration::from_secs(3600),
-        },
-        policy: Policy::Primary,
-        take_over: false,
-    }
-}
-
-struct Protecting {
-    stop: CancellationToken,
-    task: JoinHandle<Result<Stopped>>,
-}
-
-impl Protecting {
-    fn begin(site: Arc<Site>, options: protect::Options) -> Self {
-        let stop = CancellationToken::new();
-        let token = stop.clone();
-        let runtime = tokio::runtime::Handle::current();
-        let task = tokio::task::spawn_blocking(move || {
-            runtime.block_on(protect::protect(
-                &site,
-                &options,
-                Arc::new(NoProgress),
-                token,
-            ))
-        });
-        Self { stop, task }
-    }
-
-    async fn end(self) -> Stopped {
-        self.stop.cancel();
-        self.task.await.unwrap().unwrap()
-    }
-}
-
-async fn base_backups(site: &Site) -> usize {
-    let Ok(cluster) = site.cluster(Some("main")).await else {
-        return 0;
-    };
-    site.lineage(&cluster)
-        .await
-        .unwrap()
-        .load_state()
-        .await
-        .unwrap()
-        .base_backups
-        .len()
-}
-
-async fn now(server: &TestServer) -> Timestamp {
-    let micros = server
-        .value("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text")
-        .await;
-    Timestamp(micros.parse().unwrap())
-}
-
-struct Restored {
-    server: Answering,
-    target: PathBuf,
-    _directory: TempDir,
-}
-
-impl Restored {
-    async fn value(&self, sql: &str) -> String {
-        let superuser = borealis_testkit::server::SUPERUSER;
-        let info = borealis_pg_server::conninfo::ConnInfo::from_process(&format!(
-            "host={} port={} user={superuser} dbname=postgres",
-            self.server.socket_directory.display(),
-            self.server.port
-        ))
-        .unwrap();
-        let link = borealis_pg_server::link::SqlLink::connect(&info)
-            .await
-            .unwrap();
-        // Links look up nothing but the catalog by default.
-        link.run("SET search_path = public").await.unwrap();
-        link.value(sql).await.unwrap()
-    }
-}
-
-impl Drop for Restored {
-    fn drop(&mut self) {
-        let log = self.target.join(restore::start::LOG_FILE);
-        if let Ok(mut instance) = borealis_pg_server::instance::Instance::attach(&self.target, &log)
-        {
-            let _ = instance.kill();
-        }
-    }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
-async fn restore_to(site: &Site, target: Target) -> Result<Restored> {
-    let directory = server_dir();
-    let target_dir = directory.path().join("restored");
-    let prepared = prepare(site, Some("main"), &target, target_dir.clone()).await?;
-    let options = Options {
-        start: true,
-        port: Some(free_port()),
-        owner: system_user().map(|user| user.name),
-        ..Options::default()
-    };
-    let restored = restore::restore(site, prepared, &options, &NoProgress).await?;
-    let server = restored.server.expect("it was to be started");
-    Ok(Restored {
-        server,
-        target: target_dir,
-        _directory: directory,
-    })
-}
+use borealis_testkit::{installed, wait_until};
+use common::{
+    Protecting, base_backups, copy, free_port, now, options, restore_to, site, wait_shipped,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_is_restored_to_what_it_was_at_each_moment() {
@@ -318,7 +167,9 @@ async fn a_server_that_was_promoted_before_is_protected_and_restored_on_its_time
 async fn pages_changed_by_pg_checksums_are_not_inherited() {
     let directory = tempfile::tempdir().unwrap();
     let site = Arc::new(site(&directory).await);
+    // Only Debian's servers come with the program.
     let mut server = TestServer::start(ServerOptions {
+        major: installed::DEBIAN_MAJOR,
         checksums: false,
         ..ServerOptions::default()
     })
@@ -403,11 +254,196 @@ async fn history_that_was_rewritten_on_the_server_is_refused() {
     );
 }
 
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    let status = std::process::Command::new("cp")
-        .arg("-a")
-        .arg("--no-target-directory")
-        .args([from, to])
-        .status();
-    assert!(status.unwrap().success());
+/// The log ends at the very beginning of a segment: the server may have nothing before it to compare.
+#[tokio::test(flavor = "multi_thread")]
+async fn history_that_was_rewritten_before_the_beginning_of_a_segment_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let mut server = TestServer::start(ServerOptions::default()).await;
+    server.allow_in_log("aborting backup due to backend exiting");
+    server.sql("CREATE TABLE t (id int)").await;
+    let once = protect::Options {
+        once: true,
+        ..options(&server)
+    };
+    let run = async || {
+        Protecting::begin(site.clone(), once.clone())
+            .task
+            .await
+            .unwrap()
+    };
+    run().await.unwrap();
+    server.stop().await;
+    let kept = server.scratch("kept");
+    copy(server.data_dir(), &kept);
+    server.start_again().await;
+    server.sql("INSERT INTO t VALUES (1)").await;
+    // A base backup ends with a switch of segments. Something may be logged behind it.
+    let stopped = wait_until("log that ends with its segment", DEADLINE, async || {
+        let stopped = run().await.unwrap();
+        stopped
+            .durable
+            .0
+            .is_multiple_of(16 << 20)
+            .then_some(stopped)
+    })
+    .await;
+    server.stop().await;
+    std::fs::remove_dir_all(server.data_dir()).unwrap();
+    copy(&kept, server.data_dir());
+    server.start_again().await;
+    wait_until(
+        "log behind the end of the stored log",
+        DEADLINE,
+        async || {
+            server
+                .sql("INSERT INTO t SELECT 2 FROM generate_series(1, 200000)")
+                .await;
+            (server.insert_position().await > stopped.durable.plus(1 << 20)).then_some(())
+        },
+    )
+    .await;
+    let error = run().await.unwrap_err();
+    assert_eq!(error.kind(), borealis_base::ErrorKind::Refused, "{error}");
+    assert!(error.to_string().contains("older state"), "{error}");
+    let pieces = common::state(&site).await.unwrap().pieces;
+    assert_eq!(pieces.last().unwrap().end, stopped.durable);
+}
+
+/// Bulk changes at `wal_level=minimal` are not in the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn log_of_the_minimal_level_ends_the_window_and_a_new_one_begins_behind_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let mut server = TestServer::start(
+        // No checkpoint shall remove log while nobody holds it: a slot forbids this level.
+        ServerOptions::default().with("wal_keep_size", "512MB"),
+    )
+    .await;
+    server.allow_in_log("max_wal_senders");
+    server.sql("CREATE TABLE t AS SELECT 1 AS id").await;
+    let without_slot = protect::Options {
+        no_slot: true,
+        ..options(&server)
+    };
+    let protecting = Protecting::begin(site.clone(), without_slot.clone());
+    wait_until("a base backup", DEADLINE, async || {
+        (base_backups(&site).await >= 1).then_some(())
+    })
+    .await;
+    server.sql("INSERT INTO t VALUES (2)").await;
+    let before = wait_shipped(&site, &server).await;
+    server.sql("ALTER SYSTEM SET wal_level = minimal").await;
+    server.sql("ALTER SYSTEM SET max_wal_senders = 0").await;
+    server.restart().await;
+    server
+        .sql("BEGIN; CREATE TABLE bulk (id int); COPY bulk FROM PROGRAM 'seq 1 1000'; COMMIT")
+        .await;
+    // Who begins now is told why it can't be.
+    let another = protect::Options {
+        cluster: Some("another".to_owned()),
+        ..without_slot
+    };
+    let refused = Protecting::begin(site.clone(), another).task.await.unwrap();
+    let refused = refused.unwrap_err();
+    assert_eq!(
+        refused.kind(),
+        borealis_base::ErrorKind::Refused,
+        "{refused}"
+    );
+    assert!(
+        refused.to_string().contains("wal_level: minimal"),
+        "{refused}"
+    );
+    server.sql("ALTER SYSTEM RESET wal_level").await;
+    server.sql("ALTER SYSTEM RESET max_wal_senders").await;
+    server.restart().await;
+    server.sql("INSERT INTO t VALUES (3)").await;
+    let state = wait_until("a base backup behind the gap", DEADLINE, async || {
+        let state = common::state(&site).await?;
+        let gap = state.gaps.last()?;
+        (state.base_backups.last()?.start >= gap.to).then_some(state)
+    })
+    .await;
+    let after = server.insert_position().await;
+    protecting.end().await;
+    let [gap] = &state.gaps[..] else {
+        panic!("one gap: {:?}", state.gaps)
+    };
+    assert!(gap.reason.contains("wal_level=minimal"), "{}", gap.reason);
+    assert!(before <= gap.from && gap.to <= after);
+    assert_eq!(borealis_repository::plan::windows(&state).len(), 2);
+    let first = restore_to(&site, Target::Position(before, None)).await;
+    assert_eq!(
+        first.unwrap().value("SELECT sum(id)::text FROM t").await,
+        "3"
+    );
+    let latest = restore_to(&site, Target::Latest).await.unwrap();
+    assert_eq!(latest.value("SELECT sum(id)::text FROM t").await, "6");
+    assert_eq!(
+        latest.value("SELECT count(*)::text FROM bulk").await,
+        "1000"
+    );
+    // Between the two there is nothing to restore to.
+    let between = Position(gap.to.0 - 8);
+    let refused = restore_to(&site, Target::Position(between, None)).await;
+    let error = refused.err().unwrap();
+    assert_eq!(error.kind(), borealis_base::ErrorKind::Refused, "{error}");
+    assert!(error.to_string().contains(&between.to_string()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_server_that_nobody_can_log_in_to_ends_the_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let server = TestServer::start(ServerOptions::default()).await;
+    server.sql("CREATE ROLE another SUPERUSER LOGIN").await;
+    let session = server.session("postgres").await;
+    let once = protect::Options {
+        once: true,
+        ..options(&server)
+    };
+    // The base backup's superuser exists and may not log in, whatever the access file says.
+    session.run("ALTER ROLE postgres NOLOGIN").await.unwrap();
+    let as_another = borealis_pg_server::conninfo::ConnInfo::from_process(
+        &server.dsn().replace("user=postgres", "user=another"),
+    )
+    .unwrap();
+    Protecting::begin(
+        site.clone(),
+        protect::Options {
+            info: as_another,
+            ..once
+        },
+    )
+    .task
+    .await
+    .unwrap()
+    .unwrap();
+
+    let place = server_dir();
+    let target = place.path().join("restored");
+    let prepared = prepare(&site, Some("main"), &Target::Latest, target.clone())
+        .await
+        .unwrap();
+    let options = Options {
+        start: true,
+        port: Some(free_port()),
+        owner: system_user().map(|user| user.name),
+        programs: Some(installed::binaries(prepared.server_major()).dir),
+        login_deadline: Duration::from_secs(1),
+        ..Options::default()
+    };
+    let error = restore::restore(&site, prepared, &options, &NoProgress)
+        .await
+        .unwrap_err();
+    let log = target.join(restore::start::LOG_FILE);
+    let mut left = borealis_pg_server::instance::Instance::attach(&target, &log).unwrap();
+    assert!(left.is_running(), "the server is left to look at");
+    left.kill().unwrap();
+    assert_eq!(error.kind(), borealis_base::ErrorKind::Refused);
+    let message = error.to_string();
+    assert!(message.contains("nobody can log in"), "{message}");
+    assert!(message.contains("not permitted to log in"), "{message}");
+    assert!(error.hint().unwrap().contains(&*log.to_string_lossy()));
 }

@@ -91,6 +91,7 @@ fn a_restore_file_of_format_1_is_still_read() {
         key_file: Some(PathBuf::from("/root/borealis.key")),
         branch: Branch(2),
         log_start: Position(0x0100_0028),
+        log_in_place: None,
         log_end: Some(Position(0x16_B374_D848)),
         segment_size: 16 << 20,
     };

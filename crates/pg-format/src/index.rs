@@ -21,11 +21,10 @@ mod wire;
 pub use carry::CarryState;
 pub use change_map::{ChangeMap, ForkChanges, ForkKey, Widening, visibility_map_block};
 pub use events::{
-    Event, EventKind, FullPageWritesChange, LogIndex, ParameterChange, RecordSpan, RedoPoint,
-    RelationRows, Unparsed,
+    Event, EventKind, FullPageWritesChange, LogIndex, ParameterChange, RedoPoint, RelationRows,
+    Unparsed,
 };
 pub use indexer::{Cut, LogIndexer};
-pub use time_map::TimeStep;
 
 /// The number of the rules by which indexes are made. It rises whenever a rule changes, so that an
 /// index made by a rule that turned out wrong can be found, and made again from the kept log.

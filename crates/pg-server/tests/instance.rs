@@ -47,6 +47,8 @@ async fn detached_server_is_started_attached_and_stopped() {
         .expect("readable")
         .iter()
         .filter_map(|line| log_fact(line))
+        // What a login is told that comes early on a slow machine.
+        .filter(|fact| !matches!(fact, LogFact::Failure(text) if text.contains("starting up")))
         .collect();
     assert_eq!(facts, [LogFact::Ready]);
     assert_eq!(

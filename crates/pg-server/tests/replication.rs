@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_base::{Branch, Clock, ErrorKind, Position, SystemClock};
+use borealis_pg_format::ControlFile;
 use borealis_pg_server::link::replication::{Event, Message, Started};
 use borealis_pg_server::link::{Feedback, ReplicationLink, ReplicationStream};
 use borealis_pg_server::source;
@@ -332,15 +333,9 @@ async fn shutdown_of_the_server_is_seen_with_all_its_log() {
     server.stop().await;
     let (reached, error) = reader.await.expect("the reader ends");
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
-    let control = server.run_program(
-        "pg_controldata",
-        &[&server.data_dir().display().to_string()],
-    );
-    let checkpoint: Position = control
-        .lines()
-        .find_map(|line| line.strip_prefix("Latest checkpoint location:"))
-        .and_then(|text| text.trim().parse().ok())
-        .expect("is printed");
+    let control = std::fs::read(server.data_dir().join("global/pg_control")).expect("is there");
+    let control = ControlFile::parse(&control).expect("is valid");
+    let checkpoint = Position(control.checkpoint_lsn.0);
     assert!(
         reached > checkpoint,
         "the shutdown checkpoint at {checkpoint} was not streamed"

@@ -154,6 +154,15 @@ impl Error {
         }
     }
 
+    /// Whether the same can succeed later without anyone changing the request. A full store counts:
+    /// someone may make room.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_transient(),
+            other => other.kind() == ErrorKind::Unreachable,
+        }
+    }
+
     /// What the caller can do.
     pub fn kind(&self) -> ErrorKind {
         match self {

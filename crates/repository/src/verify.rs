@@ -27,12 +27,14 @@ use crate::log::time_map::decode_steps;
 use crate::object::{ObjectHead, ObjectKind, ObjectView, fetch, fetch_head};
 use crate::pages::fetch::{Fetcher, check_identity, object_name};
 use crate::pages::manifest::{Blob, Manifest};
-use crate::pages::map::{Location, PageMap, Run};
+use crate::pages::map::{Location, Run};
 use crate::pages::pack::{FRAME_BLOBS, FRAME_PAGES, blocking};
+use crate::pages::partial::PartialManifest;
 use crate::pages::read::{PageReader, decode_any};
 use crate::plan::coverage::{log_from, path};
 use crate::plan::{
-    BaseBackupSummary, Coverage, LineageState, ObjectRef, PieceSummary, Window, windows,
+    BaseBackupSummary, Coverage, LineageState, ObjectRef, PartialSummary, PieceSummary, Window,
+    windows,
 };
 use crate::{Error, Result, layout};
 
@@ -232,6 +234,13 @@ pub async fn verify(
         report.base_backups += 1;
         progress.advance(1);
     }
+    if let Some(partial) = &state.partial
+        && let Err(error) = verify_partial(fetcher, partial, &mut packs, &mut manifests, deep).await
+    {
+        let name = object_name(ObjectKind::Manifest, &partial.manifest);
+        let affects = vec![name_of_partial(partial)];
+        report.findings.push(finding(error, &name, affects)?);
+    }
     verify_packs(fetcher, state, packs, deep, progress, &mut report).await?;
     verify_log(fetcher, state, deep, progress, &mut report).await?;
     report.findings.extend(undeclared_holes(state));
@@ -246,6 +255,13 @@ fn name_of(base: &BaseBackupSummary) -> String {
     format!(
         "base backup of entry {} ({} to {} on branch {})",
         base.entry, base.start, base.end, base.branch
+    )
+}
+
+fn name_of_partial(partial: &PartialSummary) -> String {
+    format!(
+        "the resumption of the base backup begun at {} (entry {}), and no restore",
+        partial.started_at, partial.entry
     )
 }
 
@@ -311,15 +327,72 @@ async fn base_backup(
             format!("it is not the base backup that entry {} names", base.entry),
         ));
     }
-    let homes = manifest.parts().iter().map(|part| part.handle.object);
-    for object in homes.chain([base.manifest]) {
-        if seen.insert(object.object) {
-            verify_manifest_object(fetcher, &object, &name, deep).await?;
-        }
-    }
+    verify_homes(fetcher, &manifest, seen, deep).await?;
     let map = PageReader::new(Arc::clone(fetcher), Arc::clone(&manifest))
         .load_map()
         .await?;
+    use_packs(&manifest, base.entry, packs)?;
+    note_places(&manifest, map.runs(), packs);
+    Ok(manifest)
+}
+
+/// Checks what the ledger names as a partial base backup, and notes what it takes from packs. Damage in
+/// it stops no restore: the next base backup reads the pages again.
+async fn verify_partial(
+    fetcher: &Arc<Fetcher>,
+    summary: &PartialSummary,
+    packs: &mut BTreeMap<ObjectId, UsedPack>,
+    seen: &mut BTreeSet<ObjectId>,
+    deep: bool,
+) -> Result<()> {
+    let partial = PartialManifest::load(fetcher, &summary.manifest).await?;
+    let info = partial.info();
+    let same = (info.branch, info.start, info.rule_set)
+        == (summary.branch, summary.start, summary.rule_set)
+        && (partial.stored_pages(), partial.missing_pages())
+            == (summary.stored_pages, summary.missing_pages);
+    if !same {
+        return Err(Error::damaged(
+            partial.name(),
+            format!(
+                "it is not the partial base backup that entry {} names",
+                summary.entry
+            ),
+        ));
+    }
+    let manifest = partial.manifest();
+    verify_homes(fetcher, manifest, seen, deep).await?;
+    partial.missing(fetcher).await?;
+    use_packs(manifest, summary.entry, packs)?;
+    for index in 0..manifest.parts().len() {
+        note_places(manifest, &manifest.load_part(fetcher, index).await?, packs);
+    }
+    Ok(())
+}
+
+/// Checks a manifest's own object, and those whose map parts it shares, as objects.
+async fn verify_homes(
+    fetcher: &Fetcher,
+    manifest: &Manifest,
+    seen: &mut BTreeSet<ObjectId>,
+    deep: bool,
+) -> Result<()> {
+    let homes = manifest.parts().iter().map(|part| part.handle.object);
+    for object in homes.chain([manifest.object()]) {
+        if seen.insert(object.object) {
+            verify_manifest_object(fetcher, &object, &manifest.name(), deep).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Notes that the manifest of `entry` uses the packs of its table.
+fn use_packs(
+    manifest: &Manifest,
+    entry: u64,
+    packs: &mut BTreeMap<ObjectId, UsedPack>,
+) -> Result<()> {
+    let name = manifest.name();
     for pack in manifest.packs().values() {
         let used = packs.entry(pack.object.object).or_insert_with(|| UsedPack {
             object: pack.object,
@@ -335,10 +408,9 @@ async fn base_backup(
                 "it names a pack differently from an earlier base backup",
             ));
         }
-        used.users.insert(base.entry);
+        used.users.insert(entry);
     }
-    note_places(&manifest, &map, packs);
-    Ok(manifest)
+    Ok(())
 }
 
 /// Checks a manifest as an object: all of it, where loading reads only what one base backup needs.
@@ -364,7 +436,7 @@ async fn verify_manifest_object(
     .await?
 }
 
-fn note_places(manifest: &Manifest, map: &PageMap, packs: &mut BTreeMap<ObjectId, UsedPack>) {
+fn note_places(manifest: &Manifest, runs: &[Run], packs: &mut BTreeMap<ObjectId, UsedPack>) {
     let table = manifest.packs();
     let sizes = &manifest.files().page_files;
     for Run {
@@ -372,7 +444,7 @@ fn note_places(manifest: &Manifest, map: &PageMap, packs: &mut BTreeMap<ObjectId
         first,
         count,
         at,
-    } in map.runs()
+    } in runs
     {
         let Location::Frame { pack, frame } = at else {
             continue;
@@ -455,14 +527,15 @@ async fn verify_packs(
         match result {
             Ok(()) => report.bytes_read += if deep { used.object.len } else { 0 },
             Err(error) => {
-                let users = state
-                    .base_backups
-                    .iter()
-                    .filter(|base| used.users.contains(&base.entry));
+                let whole = state.base_backups.iter();
+                let whole = whole.filter(|base| used.users.contains(&base.entry));
+                let partial = state.partial.iter();
+                let partial = partial.filter(|partial| used.users.contains(&partial.entry));
+                let users = whole.map(name_of).chain(partial.map(name_of_partial));
                 let name = object_name(ObjectKind::Pack, &used.object);
                 report
                     .findings
-                    .push(finding(error, &name, users.map(name_of).collect())?);
+                    .push(finding(error, &name, users.collect())?);
             }
         }
     }
@@ -554,9 +627,11 @@ async fn verify_log(
     progress: &dyn Progress,
     report: &mut Report,
 ) -> Result<()> {
-    let total = state.pieces.iter().map(|piece| piece.stored_bytes).sum();
+    // Of a piece whose range was withdrawn nothing is promised any more.
+    let promised = || (state.pieces.iter()).filter(|piece| !state.is_withdrawn(piece));
+    let total = promised().map(|piece| piece.stored_bytes).sum();
     progress.phase("log", Unit::Bytes, Some(total));
-    let mut checks = futures::stream::iter(state.pieces.iter().cloned())
+    let mut checks = futures::stream::iter(promised().cloned())
         .map(|piece| async move {
             let result = verify_piece(fetcher, state, &piece, deep).await;
             (piece, result)

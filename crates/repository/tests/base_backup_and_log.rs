@@ -5,18 +5,18 @@
 use std::sync::{Arc, Mutex};
 
 use borealis_base::{
-    Branch, ErrorKind, LineageId, ManualClock, NoProgress, Position, SeededEntropy, SystemEntropy,
-    Timestamp,
+    Branch, ErrorKind, LineageId, ManualClock, NoProgress, Position, RecordSpan, SeededEntropy,
+    SystemEntropy, TimeStep, Timestamp,
 };
 use borealis_keys::FileKey;
 use borealis_repository::ledger::{BaseBackup, EntryBody, Gap, Holder, LogPiece, Opening, Settled};
-use borealis_repository::log::{LogReader, PieceIdentity, TimeMaps, TimeStep, prepare_piece};
+use borealis_repository::log::{LogReader, PieceIdentity, TimeMaps, prepare_piece};
 use borealis_repository::object::Compression;
 use borealis_repository::pages::fetch::Fetcher;
 use borealis_repository::pages::manifest::{BaseBackupInfo, Manifest, ManifestBuilder, PageFile};
 use borealis_repository::pages::pack::{PackTarget, PackWriter, prepare_pages};
 use borealis_repository::pages::read::{PageReader, PageSink};
-use borealis_repository::plan::{Located, RecordSpan, Target, locate, plan_restore, windows};
+use borealis_repository::plan::{Located, Target, locate, plan_restore, windows};
 use borealis_repository::store::{FolderStore, Store};
 use borealis_repository::verify::verify_lineage;
 use borealis_repository::{Environment, Error, Lineage, Repository, layout};

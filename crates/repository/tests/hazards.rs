@@ -5,12 +5,11 @@
 use std::sync::Arc;
 
 use borealis_base::{
-    Branch, ErrorKind, ManualClock, Position, SeededEntropy, SystemEntropy, Timestamp,
+    Branch, ErrorKind, ManualClock, Position, RecordSpan, SeededEntropy, SystemEntropy, Timestamp,
 };
 use borealis_keys::FileKey;
 use borealis_repository::ledger::{EntryBody, Gap, Holder, Opening};
 use borealis_repository::pins::NewPin;
-use borealis_repository::plan::RecordSpan;
 use borealis_repository::store::{Absent, FolderStore, MemoryStore, Store};
 use borealis_repository::{Environment, Error, Repository, layout};
 use bytes::Bytes;

@@ -1,4 +1,5 @@
-//! A repository that an earlier release wrote, read for ever by later ones.
+//! A repository that an earlier release wrote (`examples/write_samples.rs`), read for ever by later
+//! ones.
 //!
 //! `expected.json` was not written by this code: `read.py` beside it, a reader made from
 //! `docs/formats` alone, wrote it from the sample.
@@ -10,17 +11,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use borealis_base::{Branch, LineageId, ManualClock, ObjectId, Position, SystemEntropy, Timestamp};
+use borealis_base::{Branch, ManualClock, RecordSpan, SystemEntropy, Timestamp};
 use borealis_keys::FileKey;
-use borealis_repository::ledger::{
-    BaseBackup, BranchStarted, EntryBody, Gap, Holder, LogPiece, Opening, Retired, Settled,
-};
-use borealis_repository::object::{Compression, PreparedFrame};
-use borealis_repository::pins::NewPin;
-use borealis_repository::plan::{ObjectRef, RecordSpan};
 use borealis_repository::store::{Absent, FolderStore};
 use borealis_repository::{Environment, Repository};
-use bytes::Bytes;
 use serde_json::{Value, json};
 
 fn sample() -> PathBuf {
@@ -34,107 +28,6 @@ fn environment(absent: Absent) -> Environment {
         clock: Arc::new(ManualClock::new(Timestamp(1_700_000_000_000_000))),
         entropy: Arc::new(SystemEntropy),
     }
-}
-
-const RECORD: RecordSpan = RecordSpan {
-    start: Position(0x90),
-    end: Position(0xA0),
-};
-
-fn bodies() -> Vec<EntryBody> {
-    vec![
-        EntryBody::LogPiece(LogPiece {
-            branch: Branch(1),
-            start: Position(0x10),
-            end: Position(0xA8),
-            settled_before: None,
-            settled_after: Some(Timestamp(1_699_999_999_000_000)),
-            last_record: Some(RECORD),
-            resume_at: Position(0xA0),
-        }),
-        EntryBody::BaseBackup(BaseBackup {
-            manifest: ObjectRef {
-                lineage: LineageId([5; 16]),
-                object: ObjectId([3; 16]),
-                len: 77,
-                head_digest: [4; 32],
-            },
-            branch: Branch(1),
-            start: Position(0x10),
-            end: Position(0x60),
-            started_at: Timestamp(-1),
-            ended_at: Timestamp(2),
-            new_bytes: 1_000,
-            total_pages: 10,
-            rule_set: 3,
-            engine: Bytes::from_static(b"engine"),
-        }),
-        EntryBody::Settled(Settled {
-            branch: Branch(1),
-            through: Timestamp(1_700_000_000_000_000),
-            last_record: RECORD,
-        }),
-        EntryBody::Gap(Gap {
-            branch: Branch(1),
-            from: Position(0xA8),
-            to: Position(0xB0),
-            reason: "slot lost".to_owned(),
-        }),
-        EntryBody::BranchStarted(BranchStarted {
-            branch: Branch(2),
-            parent: Branch(1),
-            at: Position(0xB0),
-            history: Bytes::from_static(b"history"),
-        }),
-        EntryBody::Retired(Retired {
-            reason: "replaced".to_owned(),
-        }),
-    ]
-}
-
-/// Writes the sample anew; only for a new format version, into a new folder.
-#[tokio::test]
-#[ignore = "writes the sample that the next test reads"]
-async fn write_sample() {
-    let environment = environment(Absent::Create);
-    let key = FileKey::create(&sample().join("root.key"), &SystemEntropy).unwrap();
-    let repository = Repository::init(environment, &[&key]).await.unwrap();
-    let lineage = repository
-        .create_cluster("shop", Bytes::from_static(b"facts"))
-        .await
-        .unwrap();
-    let opening = Opening {
-        holder: Holder {
-            host: "host".to_owned(),
-            pid: 42,
-            process_start: 7,
-            control: "socket".to_owned(),
-            program: "borealis 0.1.0".to_owned(),
-            ..Holder::default()
-        },
-        log_unit: 16 << 20,
-        expected_epoch: None,
-    };
-    let mut writer = lineage.open_writer(opening).await.unwrap();
-    while writer.state().head < 66 {
-        for body in bodies() {
-            let frame = PreparedFrame::new(16, Compression::Zstd(1), &[7; 1_000]);
-            writer.append(&body, vec![frame]).await.unwrap();
-        }
-    }
-    let mut pins = lineage.pins().await.unwrap();
-    for name in ["one", "two"] {
-        let pin = NewPin {
-            name: name.to_owned(),
-            branch: Branch(1),
-            last_record: RECORD,
-            time: Some(Timestamp(3)),
-            note: "note".to_owned(),
-            tags: [("a".to_owned(), "b".to_owned())].into(),
-        };
-        pins.create(pin).await.unwrap();
-    }
-    pins.delete("one").await.unwrap();
 }
 
 struct ObjectDigest([u8; 32]);

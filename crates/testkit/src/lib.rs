@@ -4,10 +4,12 @@
 //! that matters to a backup and remembers what was acknowledged; [`oracle`] says whether a copy is
 //! sound and the same. Nothing here is compiled into a product.
 
+pub mod installed;
 pub mod oracle;
 pub mod program;
 pub mod s3;
 pub mod server;
+pub mod small_disk;
 pub mod waldump;
 pub mod workload;
 
@@ -17,6 +19,7 @@ use borealis_base::{Clock, SystemClock};
 
 pub use program::{Answer, Protect, Site};
 pub use server::{ServerOptions, TestServer};
+pub use small_disk::SmallDisk;
 pub use workload::{Acknowledged, Outcome, Workload, WorkloadOptions};
 
 /// How often a waited-for condition is looked at.

@@ -8,13 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use std::os::unix::fs::PermissionsExt;
+
 use borealis_base::{Position, Timestamp};
+use borealis_pg_server::instance::binaries::BIN_VARIABLE;
+use borealis_pg_server::instance::{Binaries, SystemUser};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::server::{free_port, server_dir};
+use crate::server::{free_port, server_dir, system_user};
 use crate::{TestServer, s3, wait_until};
 
 /// How long a condition on the repository may take to come true. Two cores run several servers.
@@ -103,7 +107,8 @@ pub fn moment(value: &Value, field: &str) -> Option<Timestamp> {
 pub struct Site {
     dir: TempDir,
     program: PathBuf,
-    major: u32,
+    binaries: Binaries,
+    user: Option<SystemUser>,
     /// The repository's URL where it is no folder.
     url: Option<String>,
 }
@@ -115,7 +120,8 @@ impl Site {
         let site = Self {
             dir,
             program: PathBuf::from(program),
-            major: server.binaries().major,
+            binaries: server.binaries().clone(),
+            user: None,
             url: None,
         };
         site.configure(&server.dsn());
@@ -133,6 +139,20 @@ impl Site {
     /// With a repository.
     pub async fn init(program: &str, server: &TestServer) -> Self {
         let site = Self::bare(program, server);
+        site.ok(&["init"]).await;
+        site
+    }
+
+    /// With a repository, and everything run as the system user of test servers, from a place where that
+    /// user can: for a standby, which reads the repository itself.
+    pub async fn init_as_server_user(program: &str, server: &TestServer) -> Self {
+        let mut site = Self::bare(program, server);
+        site.user = system_user();
+        let copy = site.dir.path().join("borealis");
+        std::fs::copy(program, &copy).expect("it is built");
+        std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))
+            .expect("it is ours");
+        site.program = copy;
         site.ok(&["init"]).await;
         site
     }
@@ -194,11 +214,15 @@ impl Site {
         }
         command
             .args(arguments)
+            .env(BIN_VARIABLE, &self.binaries.dir)
             .env("BOREALIS_CONFIG", self.dir.path().join("config.toml"))
             .env("NO_COLOR", "1")
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        if let Some(user) = &self.user {
+            command.uid(user.uid).gid(user.gid).env("HOME", &user.home);
+        }
         command
     }
 
@@ -281,7 +305,7 @@ impl Site {
             .json(&[&arguments[..], &start[..], more].concat())
             .await;
         let log_file = Path::new(&target).join(RESTORE_LOG);
-        let server = TestServer::attach(Path::new(&target), self.major, &log_file);
+        let server = TestServer::attach(Path::new(&target), self.binaries.major, &log_file);
         assert_eq!(server.port().to_string(), port, "--port was not followed");
         let plan = answer.get("plan").unwrap_or(&answer).clone();
         Restored {

@@ -9,7 +9,7 @@ use borealis_pg_server::source;
 use serde::Serialize;
 
 use super::Context;
-use crate::args::SourceArgs;
+use crate::args::Check;
 use crate::failure::{Failure, exit_code};
 use crate::output::{self, table};
 
@@ -20,10 +20,10 @@ struct Checked {
 }
 
 /// Runs the command.
-pub async fn run(context: &Context, args: &SourceArgs) -> Result<ExitCode, Failure> {
-    let info = context.source(args)?;
+pub async fn run(context: &Context, args: &Check) -> Result<ExitCode, Failure> {
+    let info = context.source(&args.source)?;
     // Judged even where it cannot be read here, since protect reads it.
-    let data_dir = match &args.data_dir {
+    let data_dir = match &args.data_dir.data_dir {
         Some(named) => Some(named.clone()),
         None => (source::settings(&SqlLink::connect(&info).await?).await?)
             .get("data_directory")

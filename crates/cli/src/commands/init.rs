@@ -33,6 +33,9 @@ struct KeyFile {
 /// How far a repository at a place has been made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// Not even a folder.
+    Absent,
+    /// A folder without a repository.
     Nothing,
     Begun,
 }
@@ -65,7 +68,12 @@ pub async fn run(context: &Context, args: &Init) -> Result<ExitCode, Failure> {
     let mut keys = Vec::with_capacity(paths.len());
     for (path, found) in paths.iter().zip(present) {
         let made = found.is_none();
-        keys.push((make(path, found, context.entropy.as_ref())?, made));
+        let key = make(path, found, context.entropy.as_ref()).inspect_err(|_| {
+            if stage == Stage::Absent {
+                remove_empty_folder(&store.url());
+            }
+        })?;
+        keys.push((key, made));
     }
     let providers: Vec<&dyn KeyProvider> = keys.iter().map(|(key, _)| key as _).collect();
     let environment = Environment {
@@ -73,7 +81,8 @@ pub async fn run(context: &Context, args: &Init) -> Result<ExitCode, Failure> {
         clock: context.clock.clone(),
         entropy: context.entropy.clone(),
     };
-    let repository = Repository::init(environment, &providers).await?;
+    let repository = (Repository::init(environment, &providers).await)
+        .map_err(|error| keys_stay(error.into(), &keys))?;
     let answer = Made {
         repository: repository.environment().store.url(),
         id: repository.id().to_string(),
@@ -92,7 +101,7 @@ pub async fn run(context: &Context, args: &Init) -> Result<ExitCode, Failure> {
 /// Refuses a place that holds a repository, or a bucket that can't hold one.
 async fn look(context: &Context, url: &str) -> Result<Stage, Failure> {
     let store = match store::open(url, Absent::Refuse, &context.outfit()).await {
-        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Stage::Nothing),
+        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Stage::Absent),
         other => other?,
     };
     if store.stat(layout::DESCRIPTOR).await?.is_some() {
@@ -133,6 +142,30 @@ fn read_present(
             Err(error) => Err(error.into()),
         })
         .collect()
+}
+
+/// The folder that was made for a repository that there will not be. One that holds anything stays.
+fn remove_empty_folder(url: &str) {
+    if let Some(path) = url.strip_prefix("file://") {
+        // An empty folder is no repository, and does no harm where it stays.
+        let _ = std::fs::remove_dir(path);
+    }
+}
+
+/// Keys are never removed: the repository may have been begun with them, although no answer came.
+fn keys_stay(failure: Failure, keys: &[(FileKey, bool)]) -> Failure {
+    let made: Vec<String> = (keys.iter())
+        .filter(|(_, made)| *made)
+        .map(|(key, _)| key.path().display().to_string())
+        .collect();
+    if made.is_empty() {
+        return failure;
+    }
+    let before = (failure.hint.clone()).map_or_else(String::new, |hint| hint + " ");
+    let made = made.join(" and ");
+    failure.hint(format!(
+        "{before}The key in {made} was made and stays; init with the same options goes on with it."
+    ))
 }
 
 fn make(path: &Path, found: Option<FileKey>, entropy: &dyn Entropy) -> Result<FileKey, Failure> {

@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use borealis_base::show_duration;
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy as SlotPolicy;
 use borealis_operations::protect::{Options, Stopped, protect};
@@ -14,12 +16,12 @@ use crate::{output, progress};
 
 /// Runs the command.
 pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> {
-    refuse_zero(&args)?;
+    refuse_unusable(&args)?;
     let cluster = cluster_name(&args.cluster)?.map(str::to_owned);
     let options = Options {
         info: context.source(&args.source)?,
         cluster,
-        data_dir: args.source.data_dir,
+        data_dir: args.data_dir.data_dir,
         once: args.once,
         no_slot: args.no_slot,
         flush_interval: args.flush_interval,
@@ -27,6 +29,7 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
             every_log: args.base_backup_every_log,
             every: args.base_backup_every,
         },
+        resumable_every: args.base_backup_resumable_every,
         policy: match args.protect {
             Policy::Primary => SlotPolicy::Primary,
             Policy::Continuity => SlotPolicy::Continuity,
@@ -43,11 +46,26 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
-fn refuse_zero(args: &Protect) -> Result<(), Failure> {
+/// The longest that log may be held back: a base backup waits for its log, and `--once` for its end.
+const FLUSH_INTERVAL_MAX: Duration = Duration::from_hours(1);
+
+fn refuse_unusable(args: &Protect) -> Result<(), Failure> {
+    if args.flush_interval > FLUSH_INTERVAL_MAX {
+        return Err(Failure::usage(format!(
+            "--flush-interval {} is longer than {}",
+            show_duration(args.flush_interval),
+            show_duration(FLUSH_INTERVAL_MAX)
+        ))
+        .hint("What was committed in that time is lost with the server; name a shorter one."));
+    }
     let zero = [
         ("--flush-interval", args.flush_interval.is_zero()),
         ("--base-backup-every", args.base_backup_every.is_zero()),
         ("--base-backup-every-log", args.base_backup_every_log.0 == 0),
+        (
+            "--base-backup-resumable-every",
+            args.base_backup_resumable_every.0 == 0,
+        ),
     ];
     match zero.into_iter().find(|(_, zero)| *zero) {
         Some((option, _)) => Err(Failure::usage(format!("{option} is zero"))

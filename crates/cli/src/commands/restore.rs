@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
+use borealis_operations::restore::start::PreparedTransaction;
 use borealis_operations::restore::{self, Options, Restored, prepare};
+use borealis_pg_server::instance::binaries::BIN_VARIABLE;
 use borealis_repository::plan::Target;
 use jiff::tz::TimeZone;
 
@@ -20,12 +22,19 @@ pub async fn run(context: &Context, args: Restore) -> Result<ExitCode, Failure> 
     if args.target_dir.as_os_str().is_empty() {
         return Err(Failure::usage("--target-dir is empty").hint("Name a directory."));
     }
+    if args.owner.as_deref() == Some("") {
+        return Err(Failure::usage("--owner is empty").hint("Name a system user."));
+    }
     let options = Options {
         start: args.start,
         port: args.port,
         owner: args.owner.clone(),
         mapping: args.tablespace_mapping.clone(),
         standby: args.standby,
+        programs: std::env::var_os(BIN_VARIABLE)
+            .filter(|folder| !folder.is_empty())
+            .map(Into::into),
+        ..Options::default()
     };
     let site = context.site().await?;
     let prepared = prepare(&site, cluster, &as_target(to), args.target_dir.clone()).await?;
@@ -54,6 +63,20 @@ fn as_target(to: To) -> Target {
     }
 }
 
+/// What a person can do about a transaction that waits.
+fn prepared(transaction: &PreparedTransaction) -> [String; 2] {
+    [
+        format!(
+            "  note          transaction '{}' of {}, prepared {}, waits and holds its locks",
+            transaction.gid, transaction.owner, transaction.prepared_at
+        ),
+        format!(
+            "                in database {}: {} or {}",
+            transaction.database, transaction.commit, transaction.rollback
+        ),
+    ]
+}
+
 fn text(restored: &Restored) -> String {
     let mut lines = vec![
         restored.plan.to_text(),
@@ -72,9 +95,7 @@ fn text(restored: &Restored) -> String {
             server.log_file.display()
         ));
         for transaction in &server.prepared_transactions {
-            lines.push(format!(
-                "  note          prepared transaction {transaction} waits: COMMIT PREPARED or ROLLBACK PREPARED"
-            ));
+            lines.extend(prepared(transaction));
         }
     }
     lines.extend(
@@ -87,4 +108,30 @@ fn text(restored: &Restored) -> String {
         lines.push(format!("start it with:\n  {command}"));
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_base::Timestamp;
+
+    #[test]
+    fn a_transaction_that_waits_is_told_with_what_to_do() {
+        let transaction = PreparedTransaction {
+            gid: "transfer 7".to_owned(),
+            owner: "bank".to_owned(),
+            database: "sales".to_owned(),
+            prepared_at: Timestamp(0),
+            commit: "COMMIT PREPARED 'transfer 7';".to_owned(),
+            rollback: "ROLLBACK PREPARED 'transfer 7';".to_owned(),
+        };
+        let text = prepared(&transaction).join("\n");
+        for words in [
+            "'transfer 7' of bank",
+            "1970-01-01T00:00:00.000000Z",
+            "in database sales: COMMIT PREPARED 'transfer 7'; or ROLLBACK PREPARED 'transfer 7';",
+        ] {
+            assert!(text.contains(words), "{text}");
+        }
+    }
 }

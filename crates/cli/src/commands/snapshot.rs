@@ -25,6 +25,10 @@ async fn run_create(context: &Context, args: &SnapshotCreate) -> Result<ExitCode
     let name = &args.snapshot.name;
     check_name(name)?;
     let cluster = cluster_name(&args.snapshot.cluster)?;
+    if args.timeout.is_zero() {
+        return Err(Failure::usage("--timeout is zero")
+            .hint("Name how long to wait, or leave the option out."));
+    }
     let created = if args.at.is_some() {
         create_at_latest(&context.site().await?, cluster, name).await?
     } else {
@@ -93,6 +97,7 @@ struct Deleted {
 }
 
 async fn run_delete(context: &Context, args: &SnapshotName) -> Result<ExitCode, Failure> {
+    check_name(&args.name)?;
     let cluster = cluster_name(&args.cluster)?;
     let cluster = delete(&context.site().await?, cluster, &args.name).await?;
     let deleted = args.name.clone();

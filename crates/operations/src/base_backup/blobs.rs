@@ -7,7 +7,7 @@ use std::path::Path;
 
 use borealis_base::{Progress, Timestamp};
 use borealis_repository::object::Compression;
-use borealis_repository::pages::manifest::{Blob, Manifest};
+use borealis_repository::pages::manifest::Blob;
 use borealis_repository::pages::pack::{BlobMeta, BlobPacker, PackWriter, sha256};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -31,18 +31,12 @@ pub struct BlobStorer {
 }
 
 impl BlobStorer {
-    /// A storer that shares what `parent` has.
-    pub fn new(parent: Option<&Manifest>) -> Self {
-        let known = parent
-            .map(|parent| {
-                parent
-                    .files()
-                    .blobs
-                    .iter()
-                    .map(|blob| (blob.name.clone(), blob.clone()))
-                    .collect()
-            })
-            .unwrap_or_default();
+    /// A storer that shares what is in `known`, the blobs of the parent.
+    pub fn new(known: Option<&[Blob]>) -> Self {
+        let known = known.unwrap_or_default().iter();
+        let known = known
+            .map(|blob| (blob.name.clone(), blob.clone()))
+            .collect();
         Self {
             packer: BlobPacker::new(Compression::Zstd(BLOB_LEVEL)),
             known,

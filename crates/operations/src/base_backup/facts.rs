@@ -55,6 +55,61 @@ pub struct ServerState {
     pub damaged: Vec<DamagedPage>,
 }
 
+/// What decides whether pages of then are pages of now, and which of them were damaged. The engine's part
+/// of a partial base backup, and a part of a [`ServerState`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageFacts {
+    /// Bytes in a page.
+    pub page_bytes: u32,
+    /// Pages in a file of a relation fork.
+    pub relation_segment_pages: u32,
+    /// Whether pages carry checksums.
+    pub data_checksums: bool,
+    /// Pages that were damaged on the source, whose content is what was read.
+    #[serde(default)]
+    pub damaged: Vec<DamagedPage>,
+}
+
+impl PageFacts {
+    /// What the control file says; no damage.
+    pub fn new(control: &ControlFile) -> Self {
+        Self {
+            page_bytes: control.page_size,
+            relation_segment_pages: control.relation_segment_pages,
+            data_checksums: control.data_checksum_version != 0,
+            damaged: Vec::new(),
+        }
+    }
+
+    /// As it is stored.
+    pub fn encode(&self) -> Result<Bytes> {
+        encode(self)
+    }
+
+    /// Reads what was stored in `manifest`: by itself, or as a part of a server state.
+    pub fn decode(manifest: &str, bytes: &[u8]) -> Result<Self> {
+        decode(manifest, bytes)
+    }
+}
+
+fn encode(state: &impl Serialize) -> Result<Bytes> {
+    serde_json::to_vec(state).map(Bytes::from).map_err(|error| {
+        Error::new(
+            ErrorKind::Bug,
+            format!("the server's state can't be written: {error}"),
+        )
+    })
+}
+
+fn decode<T: serde::de::DeserializeOwned>(manifest: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        Error::new(
+            ErrorKind::Damaged,
+            format!("the server's state in {manifest} can't be read: {error}"),
+        )
+    })
+}
+
 /// A page that the source itself could not read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DamagedPage {
@@ -104,21 +159,11 @@ impl ServerState {
 
     /// As it is stored.
     pub fn encode(&self) -> Result<Bytes> {
-        serde_json::to_vec(self).map(Bytes::from).map_err(|error| {
-            Error::new(
-                ErrorKind::Bug,
-                format!("the server's state can't be written: {error}"),
-            )
-        })
+        encode(self)
     }
 
     /// Reads what was stored in `manifest`.
     pub fn decode(manifest: &str, bytes: &[u8]) -> Result<Self> {
-        serde_json::from_slice(bytes).map_err(|error| {
-            Error::new(
-                ErrorKind::Damaged,
-                format!("the server's state in {manifest} can't be read: {error}"),
-            )
-        })
+        decode(manifest, bytes)
     }
 }

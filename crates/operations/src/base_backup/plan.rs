@@ -53,6 +53,13 @@ pub struct Plan {
     pub unlogged: usize,
 }
 
+impl Plan {
+    /// Pages to read, of all forks.
+    pub fn pages_to_read(&self) -> u64 {
+        self.forks.iter().map(|fork| fork.read.len()).sum()
+    }
+}
+
 /// Sizes that the control file gives.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
@@ -67,6 +74,8 @@ pub struct Sizes {
 pub struct Before {
     /// Length in pages of each page file, by name.
     pub lengths: BTreeMap<String, u32>,
+    /// Pages below those lengths that can't be taken over, whatever the log says.
+    pub unusable: BTreeMap<String, RoaringBitmap>,
 }
 
 /// Plans a base backup. `changes` is `None` for the first one; `before` is then not looked at.
@@ -118,9 +127,13 @@ pub fn plan(listing: &[Listed], sizes: Sizes, changes: Option<(&Before, &ChangeM
             continue;
         };
         let facts = facts(key, pages, &first.path, sizes, changes);
-        let read = facts
+        let mut read = facts
             .as_ref()
             .map_or_else(|| (0..pages).collect(), read_set);
+        if let Some(unusable) = changes.and_then(|(before, _)| before.unusable.get(&first.path)) {
+            read |= unusable;
+            read.remove_range(pages..);
+        }
         let limit = facts.and_then(|facts| {
             if facts.widened {
                 Some(0)
@@ -312,6 +325,7 @@ mod tests {
             ]
             .map(|(path, pages)| (path.to_owned(), pages))
             .into(),
+            ..Before::default()
         };
         let listing = [
             listed("base/5/16384", 3),
@@ -339,9 +353,23 @@ mod tests {
         changes.reset(relation.database_files());
         let before = Before {
             lengths: [("base/5/16384".to_owned(), 2)].into(),
+            ..Before::default()
         };
         let listing = [listed("base/5/16384", 2)];
         let read = &forks(&listing, Some((&before, &changes)))[0].2;
         assert_eq!(read, &[0, 1]);
+    }
+
+    #[test]
+    fn pages_that_an_unfinished_base_backup_lacks_are_read() {
+        let path = "base/5/16384".to_owned();
+        let before = Before {
+            lengths: [(path.clone(), 6)].into(),
+            unusable: [(path, [1, 3, 5].into_iter().collect())].into(),
+        };
+        let changes = ChangeMap::new();
+        let listing = [listed("base/5/16384", 4), listed("base/5/16384.1", 1)];
+        let read = &forks(&listing, Some((&before, &changes)))[0].2;
+        assert_eq!(read, &[1, 3], "and none past the present end");
     }
 }

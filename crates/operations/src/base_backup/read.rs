@@ -6,15 +6,13 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use borealis_base::{Position, Progress};
+use borealis_base::Position;
 use borealis_pg_format::index::ForkKey;
 use borealis_pg_server::data_dir::page_reader::{PageRead, PageReader};
 use borealis_repository::object::Compression;
 use borealis_repository::pages::frame::frame_pages_max;
-use borealis_repository::pages::map::Run;
-use borealis_repository::pages::pack::{PackWriter, PreparedPages, prepare_pages};
-use futures::StreamExt;
-use tokio_util::sync::CancellationToken;
+use borealis_repository::pages::pack::{PreparedPages, prepare_pages};
+use futures::{Stream, StreamExt};
 
 use super::facts::DamagedPage;
 use super::plan::{ForkPlan, Sizes};
@@ -46,71 +44,57 @@ struct FrameJob {
     blocks: Vec<u32>,
 }
 
-struct FrameDone {
-    pages: PreparedPages,
-    count: u64,
-    damaged: Vec<DamagedPage>,
+/// The pages of one frame, read and compressed.
+pub(super) struct FrameDone {
+    /// They.
+    pub(super) pages: PreparedPages,
+    /// How many.
+    pub(super) count: u64,
+    /// Those that the source itself could not read.
+    pub(super) damaged: Vec<DamagedPage>,
 }
 
-/// What reading found.
-#[derive(Debug, Default)]
-pub struct PagesRead {
-    /// Where the pages are now.
-    pub runs: Vec<Run>,
-    /// Pages that the source itself could not read.
-    pub damaged: Vec<DamagedPage>,
-}
-
-/// Reads what `forks` plan, each with its page file's number, into `packs`.
-pub async fn read_pages(
+/// Reads what `forks` plan, each with its page file's number: the frames in order.
+pub(super) fn read_frames(
     place: &PagePlace,
     forks: &[(u32, ForkPlan)],
-    packs: &mut PackWriter,
-    progress: &dyn Progress,
-    cancel: &CancellationToken,
-) -> Result<PagesRead> {
+) -> impl Stream<Item = Result<FrameDone>> + Unpin + Send {
     let per_frame = frame_pages_max(place.sizes.page_bytes);
-    let jobs = forks.iter().flat_map(|(number, fork)| {
-        let path: Arc<str> = fork.path.as_str().into();
-        let blocks: Vec<u32> = fork.read.iter().collect();
-        let chunks: Vec<Vec<u32>> = blocks.chunks(per_frame).map(<[u32]>::to_vec).collect();
-        chunks.into_iter().map(move |blocks| FrameJob {
-            number: *number,
-            key: fork.key,
-            path: path.clone(),
-            blocks,
-        })
-    });
+    // Its type is named, or the future that holds it could not move between threads.
+    let jobs: Box<dyn Iterator<Item = FrameJob> + Send + '_> =
+        Box::new(forks.iter().flat_map(move |(number, fork)| {
+            let path: Arc<str> = fork.path.as_str().into();
+            let blocks: Vec<u32> = fork.read.iter().collect();
+            let chunks: Vec<Vec<u32>> = blocks.chunks(per_frame).map(<[u32]>::to_vec).collect();
+            chunks.into_iter().map(move |blocks| FrameJob {
+                number: *number,
+                key: fork.key,
+                path: path.clone(),
+                blocks,
+            })
+        }));
     let place = Arc::new(place.clone());
-    let mut frames = futures::stream::iter(jobs)
-        .map(|job| {
+    futures::stream::iter(jobs)
+        .map(move |job| {
             let place = place.clone();
             tokio::task::spawn_blocking(move || read_frame(&place, &job))
         })
-        .buffered(READERS);
-    let mut read = PagesRead::default();
-    while let Some(done) = frames.next().await {
-        if cancel.is_cancelled() {
-            return Err(interrupted());
-        }
-        let done = done.map_err(|error| {
-            Error::new(
-                borealis_base::ErrorKind::Bug,
-                format!("a reader ended: {error}"),
-            )
-        })??;
-        read.runs.extend(packs.push_pages(done.pages).await?);
-        read.damaged.extend(done.damaged);
-        progress.advance(done.count * u64::from(place.sizes.page_bytes));
-    }
-    Ok(read)
+        .buffered(READERS)
+        .map(|done| {
+            done.map_err(|error| {
+                Error::new(
+                    borealis_base::ErrorKind::Bug,
+                    format!("a reader ended: {error}"),
+                )
+            })?
+        })
 }
 
 pub(super) fn interrupted() -> Error {
     Error::with_hint(
         borealis_base::ErrorKind::Interrupted,
         "the base backup was interrupted",
-        "Nothing of it counts; run it again.",
+        "Run it again; it goes on from what it has stored.",
     )
 }
 
@@ -153,7 +137,7 @@ fn read_frame(place: &PagePlace, job: &FrameJob) -> Result<FrameDone> {
     reader.read(
         job.key.relation,
         job.key.fork,
-        &ranges(&job.blocks),
+        &ranges(job.blocks.iter().copied()),
         &mut sink,
     )?;
     if content.len() != job.blocks.len() * page_bytes {
@@ -190,12 +174,12 @@ fn read_frame(place: &PagePlace, job: &FrameJob) -> Result<FrameDone> {
 const PAGE_LEVEL: i32 = 3;
 
 /// Ascending blocks as ranges.
-fn ranges(blocks: &[u32]) -> Vec<Range<u32>> {
+pub(super) fn ranges(blocks: impl IntoIterator<Item = u32>) -> Vec<Range<u32>> {
     let mut ranges: Vec<Range<u32>> = Vec::new();
     for block in blocks {
         match ranges.last_mut() {
-            Some(last) if last.end == *block => last.end = block + 1,
-            _ => ranges.push(*block..block + 1),
+            Some(last) if last.end == block => last.end = block + 1,
+            _ => ranges.push(block..block + 1),
         }
     }
     ranges
@@ -207,7 +191,7 @@ mod tests {
 
     #[test]
     fn neighbouring_blocks_are_read_at_once() {
-        assert_eq!(ranges(&[]), []);
-        assert_eq!(ranges(&[1, 2, 3, 7, 9, 10]), [1..4, 7..8, 9..11]);
+        assert_eq!(ranges([]), []);
+        assert_eq!(ranges([1, 2, 3, 7, 9, 10]), [1..4, 7..8, 9..11]);
     }
 }

@@ -1,35 +1,35 @@
 //! Takes one base backup: start → what changed since the last one's start → read → pack → stop →
 //! log durable past the stop → manifest. The caller enters it into the ledger.
 //!
-//! Killed at any instant it leaves packs that nothing names. Nothing is written on the server, which
-//! gives the backup up by itself when the session ends.
+//! Each time that enough has been stored, what there is so far is entered as a partial base backup, and
+//! the next attempt goes on from it ([`super::parent`]). Killed at any instant, an attempt leaves packs
+//! that nothing names besides. Nothing is written on the server, which gives the backup up by itself when
+//! the session ends.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use borealis_base::{Clock, ErrorKind, Position, Progress, Timestamp, Unit};
-use borealis_pg_format::Version;
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::index::{ChangeMap, RULE_SET};
+use borealis_pg_format::{DatabaseFiles, Version};
 use borealis_pg_server::backup::{BackupSession, BackupStart};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::data_dir::config_files::{LocalFiles, gather};
 use borealis_pg_server::data_dir::{Listing, walk};
 use borealis_pg_server::source::ServerFacts;
+use borealis_repository::ledger::PartialBaseBackup;
 use borealis_repository::pages::fetch::Fetcher;
-use borealis_repository::pages::manifest::{
-    BaseBackupInfo, Directory, Link, Manifest, ManifestBuilder, PageFile,
-};
-use borealis_repository::pages::pack::{PackTarget, PackWriter};
-use bytes::Bytes;
+use borealis_repository::pages::manifest::{BaseBackupInfo, Manifest};
+use borealis_repository::pages::pack::PackTarget;
 use tokio_util::sync::CancellationToken;
 
-use super::blobs::BlobStorer;
-use super::facts::{DamagedPage, ServerState};
-use super::plan::{Before, ForkPlan, Listed, Plan, Sizes, plan};
-use super::read::{PagePlace, PagesRead, read_pages};
+use super::facts::{DamagedPage, PageFacts, ServerState};
+use super::gathering::{Attempt, Gathering};
+use super::parent::{Candidate, inherit};
+use super::plan::{Listed, Plan, Sizes, plan};
+use super::read::PagePlace;
 use super::witness;
 use crate::error::{Error, FileContext, Result};
 use crate::restore::recovery_file::RECOVERY_FILE;
@@ -51,6 +51,18 @@ pub trait CapturedLog: Send + Sync {
 
     /// Where the stored log that reaches `position` without a break begins.
     async fn begins_at(&self, start: BackupStart) -> Result<Option<Position>>;
+
+    /// The directories that the log `[start, to)` copies whole and changes as well; see [`Copies`].
+    ///
+    /// [`Copies`]: super::copies::Copies
+    async fn unsafe_copies(&self, start: BackupStart, to: Position) -> Result<Vec<DatabaseFiles>>;
+}
+
+/// Where what an attempt has stored so far is entered.
+#[async_trait]
+pub trait Partials: Send + Sync {
+    /// Enters it: from now on the next attempt goes on from it.
+    async fn enter(&self, partial: PartialBaseBackup) -> Result<()>;
 }
 
 /// One base backup to be taken.
@@ -61,14 +73,18 @@ pub struct Job<'a> {
     pub data_dir: &'a Path,
     /// The cluster that it must be.
     pub system_id: u64,
-    /// The base backup before, if there is one.
-    pub parent: Option<Arc<Manifest>>,
+    /// What pages may be taken over from, the best first.
+    pub candidates: Vec<Candidate>,
     /// Whether the checkpoint at the start is made at once.
     pub fast: bool,
     /// Where packs and manifest go.
     pub target: &'a PackTarget,
     /// Reads what the parent shares.
     pub fetcher: &'a Fetcher,
+    /// Bytes of packs after which what there is so far is stored.
+    pub partial_every: u64,
+    /// Where that is entered.
+    pub partials: &'a dyn Partials,
     /// The log.
     pub log: &'a dyn CapturedLog,
     /// The clock.
@@ -96,8 +112,18 @@ pub struct Taken {
     pub suspect: Vec<String>,
 }
 
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Attempted {
+    /// With a base backup.
+    Taken(Box<Taken>),
+    /// With pages that nothing may be restored from, because these directories were copied and changed
+    /// meanwhile. They are stored, and the next attempt goes on from them.
+    Unsafe(Vec<DatabaseFiles>),
+}
+
 /// Takes it.
-pub async fn take(job: &Job<'_>) -> Result<Taken> {
+pub async fn take(job: &Job<'_>) -> Result<Attempted> {
     let started_at = job.clock.now();
     let session = BackupSession::start(
         job.info,
@@ -120,7 +146,7 @@ async fn take_between(
     session: BackupSession,
     start: BackupStart,
     started_at: Timestamp,
-) -> Result<Taken> {
+) -> Result<Attempted> {
     job.log.durable_past(start.position).await?;
     check_log_begins_before(job, start).await?;
     let facts = ServerFacts::read(session.link()).await?;
@@ -128,16 +154,16 @@ async fn take_between(
     check_identity(job, &facts, &control)?;
     let (listing, mut listed) = list(job.data_dir, control.version).await?;
     listed.retain(|file| !is_left_out(&file.path, facts.settings.get("log_directory")));
-    let (parent, changes) = inherit(job, start, &control).await?;
+    let inherited = inherit(&job.candidates, job.fetcher, job.log, start, &control).await?;
     let sizes = Sizes {
         page_bytes: control.page_size,
         segment_pages: control.relation_segment_pages,
     };
-    let before = parent.as_deref().map(lengths_before).unwrap_or_default();
+    let known = inherited.as_ref();
     let mut plan = plan(
         &listed,
         sizes,
-        changes.as_ref().map(|changes| (&before, changes)),
+        known.map(|inherited| (&inherited.before, &inherited.changes)),
     );
     let place = PagePlace {
         data_dir: job.data_dir.to_owned(),
@@ -146,15 +172,21 @@ async fn take_between(
         checksums: control.data_checksum_version != 0,
         start: start.position,
     };
+    let parent = inherited.map(|inherited| inherited.parent);
     let suspect = match &parent {
         Some(parent) => {
             witness::widen_suspects(&place, parent.info().start, &mut plan, &*job.target.entropy)?
         }
         None => Vec::new(),
     };
-    let mut gathering = Gathering::new(job, parent.clone());
-    let read = gathering.add_pages(job, &place, &plan).await?;
-    gathering.add_files(job, &plan).await?;
+    if let Some(parent) = parent.as_ref().filter(|parent| parent.is_partial()) {
+        say_resumed(job, parent.info().started_at, &plan);
+    }
+    let attempt = Attempt { start, started_at };
+    let facts_of_pages = PageFacts::new(&control);
+    let mut gathering = Gathering::new(job, attempt, facts_of_pages, parent.as_ref());
+    gathering.add_pages(&place, &plan).await?;
+    gathering.add_files(&plan).await?;
     let (control_bytes, _) = read_control_file(job.data_dir).await?;
     gathering
         .add_blob("global/pg_control", control_bytes.into())
@@ -184,6 +216,11 @@ async fn take_between(
     }
     job.progress.phase("waiting for log", Unit::Items, None);
     job.log.durable_past(stop.position).await?;
+    let copied = job.log.unsafe_copies(start, stop.position).await?;
+    if !copied.is_empty() {
+        gathering.keep().await?;
+        return Ok(Attempted::Unsafe(copied));
+    }
     let config = gather(
         job.data_dir,
         [0, 1, 2].map(|file| facts.config_files.get(file).and_then(Option::as_deref)),
@@ -197,7 +234,8 @@ async fn take_between(
         superuser,
         (job.data_dir.to_owned(), listing.mode),
     );
-    state.damaged.clone_from(&read.damaged);
+    state.damaged = gathering.damaged().to_vec();
+    let damaged = state.damaged.clone();
     let info = BaseBackupInfo {
         branch: start.branch,
         start: start.position,
@@ -207,109 +245,25 @@ async fn take_between(
         rule_set: RULE_SET,
         engine: state.encode()?,
     };
-    let (manifest, new_bytes) = gathering.store(job, &listing, info).await?;
-    Ok(Taken {
+    let (manifest, new_bytes) = gathering.store(&listing, info).await?;
+    Ok(Attempted::Taken(Box::new(Taken {
         manifest,
         new_bytes,
-        pages_read: plan.forks.iter().map(|fork| fork.read.len()).sum(),
+        pages_read: plan.pages_to_read(),
         incremental: parent.is_some(),
-        damaged: read.damaged,
+        damaged,
         suspect,
-    })
+    })))
 }
 
-/// What is collected while a base backup is taken.
-struct Gathering {
-    builder: ManifestBuilder,
-    packs: PackWriter,
-    blobs: BlobStorer,
-}
-
-impl Gathering {
-    fn new(job: &Job<'_>, parent: Option<Arc<Manifest>>) -> Self {
-        let blobs = BlobStorer::new(parent.as_deref());
-        let builder = parent.map_or_else(ManifestBuilder::first, ManifestBuilder::next);
-        let packs = PackWriter::new(job.target.clone(), builder.pack_numbers());
-        Self {
-            builder,
-            packs,
-            blobs,
-        }
-    }
-
-    async fn add_pages(
-        &mut self,
-        job: &Job<'_>,
-        place: &PagePlace,
-        plan: &Plan,
-    ) -> Result<PagesRead> {
-        let mut forks: Vec<(u32, ForkPlan)> = Vec::with_capacity(plan.forks.len());
-        for fork in &plan.forks {
-            let number = self.builder.file_number(&fork.path);
-            self.builder.add_page_file(PageFile {
-                number,
-                name: fork.path.clone(),
-                page_size: place.sizes.page_bytes,
-                length: fork.pages,
-                mode: fork.mode,
-            });
-            if let Some(limit) = fork.limit {
-                self.builder.limit(number, limit);
-            }
-            forks.push((number, fork.clone()));
-        }
-        job.progress
-            .phase("pages", Unit::Bytes, Some(plan.page_bytes));
-        let mut read = read_pages(place, &forks, &mut self.packs, job.progress, job.cancel).await?;
-        self.builder.place(std::mem::take(&mut read.runs));
-        Ok(read)
-    }
-
-    async fn add_files(&mut self, job: &Job<'_>, plan: &Plan) -> Result<()> {
-        let total = plan.blobs.iter().map(|blob| blob.bytes).sum();
-        job.progress.phase("files", Unit::Bytes, Some(total));
-        self.blobs
-            .add_files(
-                job.data_dir,
-                &plan.blobs,
-                &mut self.packs,
-                job.progress,
-                job.cancel,
-            )
-            .await
-    }
-
-    async fn add_blob(&mut self, name: &str, content: Bytes) -> Result<()> {
-        self.blobs.add(name, 0o600, content, &mut self.packs).await
-    }
-
-    async fn store(
-        mut self,
-        job: &Job<'_>,
-        listing: &Listing,
-        info: BaseBackupInfo,
-    ) -> Result<(Manifest, u64)> {
-        self.builder
-            .add_blobs(self.blobs.finish(&mut self.packs).await?);
-        for directory in &listing.directories {
-            self.builder.add_directory(Directory {
-                name: directory.path.clone(),
-                mode: directory.mode,
-            });
-        }
-        for link in &listing.tablespaces {
-            self.builder.add_link(Link {
-                name: format!("pg_tblspc/{}", link.oid),
-                target: link.target.to_string_lossy().into_owned(),
-            });
-        }
-        let packs = self.packs.finish().await?;
-        let packed: u64 = packs.iter().map(|pack| pack.object().len).sum();
-        self.builder.add_packs(packs);
-        let manifest = self.builder.store(job.target, job.fetcher, info).await?;
-        let new_bytes = packed + manifest.object().len;
-        Ok((manifest, new_bytes))
-    }
+fn say_resumed(job: &Job<'_>, begun: Timestamp, plan: &Plan) {
+    let pages: u64 = plan.forks.iter().map(|fork| u64::from(fork.pages)).sum();
+    let stored = pages - plan.pages_to_read();
+    let text = format!(
+        "resuming the base backup begun at {begun}: {stored} of {pages} pages already stored"
+    );
+    tracing::info!("{text}");
+    job.progress.note(&text);
 }
 
 /// Fact 8: a base backup whose log begins after its start could never be restored.
@@ -341,46 +295,6 @@ fn check_identity(job: &Job<'_>, facts: &ServerFacts, control: &ControlFile) -> 
         ),
         "Name the data directory of this server with --data-dir.",
     ))
-}
-
-/// The parent and what changed since its start, where both can be relied on; else nothing, and the
-/// base backup reads everything.
-async fn inherit(
-    job: &Job<'_>,
-    start: BackupStart,
-    control: &ControlFile,
-) -> Result<(Option<Arc<Manifest>>, Option<ChangeMap>)> {
-    let Some(parent) = job.parent.clone() else {
-        return Ok((None, None));
-    };
-    let info = parent.info();
-    let server = ServerState::decode(&parent.name(), &info.engine)?;
-    if info.branch != start.branch
-        || info.rule_set != RULE_SET
-        || info.start > start.position
-        || !same_layout(&server, control)
-    {
-        return Ok((None, None));
-    }
-    match job.log.changes(start, parent.info().start).await? {
-        Some(changes) => Ok((Some(parent), Some(changes))),
-        None => Ok((None, None)),
-    }
-}
-
-/// Whether pages of then are pages of now. `pg_checksums` writes into every page of a stopped server,
-/// without log: an inherited page would fail its checksum on a restored one.
-fn same_layout(then: &ServerState, now: &ControlFile) -> bool {
-    then.data_checksums == (now.data_checksum_version != 0)
-        && then.page_bytes == now.page_size
-        && then.relation_segment_pages == now.relation_segment_pages
-}
-
-fn lengths_before(parent: &Manifest) -> Before {
-    let files = parent.files().page_files.values();
-    Before {
-        lengths: files.map(|file| (file.name.clone(), file.length)).collect(),
-    }
 }
 
 async fn list(data_dir: &Path, version: Version) -> Result<(Listing, Vec<Listed>)> {

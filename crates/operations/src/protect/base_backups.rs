@@ -1,30 +1,33 @@
 //! Takes base backups beside the capturing, when they are due.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ErrorKind, Progress, show_duration};
+use borealis_base::{ByteLen, Progress, show_duration};
+use borealis_pg_format::DatabaseFiles;
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
 use borealis_repository::ledger::{BaseBackup, EntryBody};
 use borealis_repository::numbered::Patience;
 use borealis_repository::pages::fetch::Fetcher;
-use borealis_repository::pages::manifest::Manifest;
 use borealis_repository::pages::pack::{PACK_BYTES_MAX, PackTarget};
 use borealis_repository::plan::{BaseBackupSummary, LineageState};
 use tokio_util::sync::CancellationToken;
 
 use super::captured::Captured;
 use super::schedule::{Schedule, Since, due};
-use crate::base_backup::take::{Job, Taken, take};
-use crate::error::Result;
+use crate::base_backup::parent::{candidates, is_after_gaps};
+use crate::base_backup::take::{Attempted, Job, Taken, take};
+use crate::error::{Error, Result};
 
 /// How often it is looked whether one is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The pause after one that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
+/// Attempts in a row at one during which no directory is copied and changed. Each but the first reads
+/// only what has changed since the one before it.
+const ATTEMPTS_MAX: u32 = 3;
 
 /// When base backups are taken.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +38,17 @@ pub(super) enum Trigger {
     Due(Schedule),
 }
 
+/// How one ended, without an error.
+enum Done {
+    /// It is in the ledger.
+    Entered,
+    /// It was never safe.
+    Unsafe,
+}
+
+/// Why one is not entered: see [`crate::base_backup::copies`].
+const UNSAFE: &str = "a database was made or moved by copying files that changed meanwhile";
+
 /// What they need.
 pub(super) struct BaseBackups<'a> {
     pub(super) info: &'a ConnInfo,
@@ -42,6 +56,7 @@ pub(super) struct BaseBackups<'a> {
     pub(super) lineage: &'a Lineage,
     pub(super) facts: &'a ServerFacts,
     pub(super) captured: &'a Captured,
+    pub(super) resumable_every: ByteLen,
     pub(super) progress: &'a dyn Progress,
     pub(super) cancel: &'a CancellationToken,
 }
@@ -50,7 +65,20 @@ impl BaseBackups<'_> {
     /// Runs until cancelled by being dropped, or until the one that was asked for is taken.
     pub(super) async fn run(&self, trigger: Trigger) -> Result<()> {
         let schedule = match trigger {
-            Trigger::Once => return self.one(true).await,
+            Trigger::Once => {
+                return match self.one(true).await? {
+                    Done::Entered => {
+                        self.captured.settle_a_moment().await;
+                        Ok(())
+                    }
+                    Done::Unsafe => Err(Error::refused(
+                        format!(
+                            "no base backup was taken: {UNSAFE}, {ATTEMPTS_MAX} times in a row"
+                        ),
+                        "Run it again when no database is made from a template that changes; what was stored is not read again.",
+                    )),
+                };
+            }
             Trigger::Due(schedule) => schedule,
         };
         let mut tick = tokio::time::interval(LOOK_INTERVAL);
@@ -65,14 +93,32 @@ impl BaseBackups<'_> {
             tracing::info!(reason, "base backup begins");
             // Nothing may be restorable yet, or no longer: then the checkpoint is not spread.
             let fast = since.is_none();
-            if let Err(error) = self.one(fast).await {
-                if error.kind() != ErrorKind::Unreachable {
-                    return Err(error);
+            match self.one(fast).await {
+                Ok(Done::Entered) => continue,
+                Ok(Done::Unsafe) => tracing::error!(
+                    "no base backup: {UNSAFE}, {ATTEMPTS_MAX} times in a row; tried again in {}",
+                    show_duration(RETRY_PAUSE)
+                ),
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(%error, "base backup failed; tried again in {}", show_duration(RETRY_PAUSE));
                 }
-                tracing::warn!(%error, "base backup failed; tried again in {}", show_duration(RETRY_PAUSE));
-                tokio::time::sleep(RETRY_PAUSE).await;
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Takes one, again where it was not safe.
+    async fn one(&self, fast: bool) -> Result<Done> {
+        for _ in 0..ATTEMPTS_MAX {
+            match self.attempt(fast).await? {
+                None => return Ok(Done::Entered),
+                Some(directories) => {
+                    tracing::warn!(?directories, "{UNSAFE}; the base backup is taken again");
+                }
             }
         }
+        Ok(Done::Unsafe)
     }
 
     /// What has happened since the last base backup that the log leads on from.
@@ -94,13 +140,11 @@ impl BaseBackups<'_> {
         })
     }
 
-    async fn one(&self, fast: bool) -> Result<()> {
-        let state = self.captured.ledger.read(Clone::clone).await;
+    /// Takes one and enters it; or returns the directories, as tablespace and database, that were copied
+    /// and changed meanwhile.
+    async fn attempt(&self, fast: bool) -> Result<Option<Vec<String>>> {
+        let candidates = self.captured.ledger.read(candidates).await;
         let fetcher = Fetcher::new(self.lineage.store().clone(), self.lineage.keys().clone());
-        let parent = match usable(&state) {
-            Some(last) => Some(Arc::new(Manifest::load(&fetcher, &last.manifest).await?)),
-            None => None,
-        };
         let target = PackTarget {
             store: self.lineage.store().clone(),
             lineage: self.lineage.id(),
@@ -110,24 +154,34 @@ impl BaseBackups<'_> {
             patience: Patience::default(),
         };
         let began = self.lineage.clock().elapsed();
-        let taken = take(&Job {
+        let attempted = take(&Job {
             info: self.info,
             data_dir: self.data_dir,
             system_id: self.facts.system_id,
-            parent,
+            candidates,
             fast,
             target: &target,
             fetcher: &fetcher,
+            partial_every: self.resumable_every.0,
+            partials: self.captured,
             log: self.captured,
             clock: &**self.lineage.clock(),
             progress: self.progress,
             cancel: self.cancel,
         })
         .await?;
+        let taken = match attempted {
+            Attempted::Taken(taken) => taken,
+            Attempted::Unsafe(directories) => {
+                let show =
+                    |files: &DatabaseFiles| format!("{}/{}", files.tablespace, files.database);
+                return Ok(Some(directories.iter().map(show).collect()));
+            }
+        };
         self.enter(&taken).await?;
         let took = self.lineage.clock().elapsed().saturating_sub(began);
         report(&taken, took);
-        Ok(())
+        Ok(None)
     }
 
     async fn enter(&self, taken: &Taken) -> Result<()> {
@@ -152,8 +206,7 @@ impl BaseBackups<'_> {
 /// The last base backup, if no gap came after it.
 fn usable(state: &LineageState) -> Option<&BaseBackupSummary> {
     let last = state.base_backups.last()?;
-    let after_gap = state.gaps.last().is_none_or(|gap| gap.to <= last.start);
-    after_gap.then_some(last)
+    is_after_gaps(state, last.start).then_some(last)
 }
 
 fn report(taken: &Taken, took: Duration) {

@@ -1,26 +1,36 @@
 //! The captured log as a base backup sees it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use borealis_base::{ErrorKind, Position};
 use borealis_keys::DataKeys;
-use borealis_pg_format::index::ChangeMap;
+use borealis_pg_format::DatabaseFiles;
+use borealis_pg_format::index::{ChangeMap, LogIndex};
 use borealis_pg_server::backup::BackupStart;
+use borealis_repository::ledger::{EntryBody, PartialBaseBackup};
 use borealis_repository::log::{LogReader, pieces_of};
-use borealis_repository::plan::Coverage;
+use borealis_repository::plan::{Coverage, PieceRange};
 use borealis_repository::store::Store;
-use futures::{StreamExt, TryStreamExt};
-use tokio::sync::watch;
+use futures::{Stream, StreamExt, TryStreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use super::control::{Asked, Request};
 use super::ledger::Ledger;
 use super::log_frame;
 use super::ship::Durable;
-use crate::base_backup::take::CapturedLog;
+use crate::base_backup::copies::Copies;
+use crate::base_backup::take::{CapturedLog, Partials};
 use crate::error::{Error, Result};
 
 /// Log indexes read at a time.
 const INDEXES_AT_ONCE: usize = 8;
+
+/// How long a moment behind the captured log is waited for: a sample a second, and its margin.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause between looks.
+const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Log that a shipper captures.
 pub struct Captured {
@@ -34,12 +44,64 @@ pub struct Captured {
     pub lineage: borealis_base::LineageId,
     /// How far it is durable.
     pub durable: watch::Receiver<Durable>,
+    /// Takes requests to the shipper.
+    pub shipper: mpsc::Sender<Asked>,
+}
+
+impl Captured {
+    /// Waits until a moment behind the log that is durable now is settled: before that, what was captured
+    /// has a position and no time to restore to. Gives up, and says so, if the server tells no time.
+    pub async fn settle_a_moment(&self) {
+        let before = self.durable.borrow().settled;
+        let settled = async {
+            loop {
+                let (answer, answered) = oneshot::channel();
+                let request = Request::Settle;
+                if self.shipper.send(Asked { request, answer }).await.is_err() {
+                    return;
+                }
+                match answered.await {
+                    Ok(answer) if answer.settled_through > before => return,
+                    Ok(_) => tokio::time::sleep(SETTLE_PAUSE).await,
+                    // It has ended; the end of the capture says why.
+                    Err(_) => return,
+                }
+            }
+        };
+        if tokio::time::timeout(SETTLE_TIMEOUT, settled).await.is_err() {
+            tracing::warn!(
+                "the server told no time; the base backup can be restored by position until it does"
+            );
+        }
+    }
+
+    /// The log indexes of `pieces`, in order.
+    fn indexes(&self, pieces: Vec<PieceRange>) -> impl Stream<Item = Result<LogIndex>> {
+        let reader = LogReader::new(self.store.clone(), self.keys.clone(), self.lineage);
+        let reader = Arc::new(reader);
+        futures::stream::iter(pieces)
+            .map(move |part| {
+                let reader = reader.clone();
+                async move {
+                    let stored = reader.piece(&part.piece).await?;
+                    let bytes = stored.index().await?;
+                    log_frame::index(stored.head().name(), &bytes)
+                }
+            })
+            .buffered(INDEXES_AT_ONCE)
+    }
 }
 
 #[async_trait]
 impl CapturedLog for Captured {
     async fn durable_past(&self, position: Position) -> Result<()> {
         let mut durable = self.durable.clone();
+        if durable.borrow().position < position {
+            let (answer, _) = oneshot::channel();
+            let request = Request::Flush { through: position };
+            // A shipper that has ended is told from its position, below.
+            let _ = self.shipper.send(Asked { request, answer }).await;
+        }
         durable
             .wait_for(|durable| durable.position >= position)
             .await
@@ -55,21 +117,26 @@ impl CapturedLog for Captured {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let reader = LogReader::new(self.store.clone(), self.keys.clone(), self.lineage);
-        let reader = &reader;
-        futures::stream::iter(pieces)
-            .map(|part| async move {
-                let stored = reader.piece(&part.piece).await?;
-                let bytes = stored.index().await?;
-                Ok::<_, Error>(log_frame::index(stored.head().name(), &bytes)?.change_map)
-            })
-            .buffered(INDEXES_AT_ONCE)
-            .try_fold(ChangeMap::new(), |mut all, piece| async move {
-                all.append(&piece);
+        self.indexes(pieces)
+            .try_fold(ChangeMap::new(), |mut all, index| async move {
+                all.append(&index.change_map);
                 Ok(all)
             })
             .await
             .map(Some)
+    }
+
+    async fn unsafe_copies(&self, start: BackupStart, to: Position) -> Result<Vec<DatabaseFiles>> {
+        let state = self.ledger.read(Clone::clone).await;
+        let pieces = pieces_of(&state, start.branch, start.position, to)?;
+        let copies = self
+            .indexes(pieces)
+            .try_fold(Copies::default(), |mut copies, index| async move {
+                copies.add(&index, start.position, to);
+                Ok(copies)
+            })
+            .await?;
+        Ok(copies.unsafe_ones())
     }
 
     async fn begins_at(&self, start: BackupStart) -> Result<Option<Position>> {
@@ -85,5 +152,14 @@ impl CapturedLog for Captured {
                 .map(|stretch| stretch.from)
         };
         Ok(self.ledger.read(begin).await)
+    }
+}
+
+#[async_trait]
+impl Partials for Captured {
+    async fn enter(&self, partial: PartialBaseBackup) -> Result<()> {
+        let body = EntryBody::PartialBaseBackup(partial);
+        self.ledger.append(&body, Vec::new()).await?;
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use borealis_base::{LineageId, Timestamp};
+use borealis_base::{LineageId, Position, Timestamp};
 use borealis_repository::store::Usage;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::error::{Error, FileContext, Result};
 
 /// Requests that may wait.
-const REQUESTS_MAX: usize = 16;
+pub const REQUESTS_MAX: usize = 16;
 /// Bytes of a request or an answer.
 const LINE_BYTES_MAX: u64 = 4096;
 /// How long a client waits for an answer.
@@ -29,6 +29,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Request {
     /// Settle the present and store it.
     Settle,
+    /// Store the log up to here as soon as it has come, without waiting for the flush interval. Answered
+    /// at once.
+    Flush {
+        /// First position that may wait.
+        through: Position,
+    },
 }
 
 /// What is answered.
@@ -62,8 +68,8 @@ pub fn socket_path(lineage: LineageId) -> PathBuf {
     directory.join(format!("{lineage}.sock"))
 }
 
-/// Listens at `path` until the receiver is dropped. The socket is removed with the listener's task.
-pub fn listen(path: &Path) -> Result<(mpsc::Receiver<Asked>, tokio::task::AbortHandle)> {
+/// Listens at `path` and hands on what is asked, until the task is ended.
+pub fn listen(path: &Path, requests: mpsc::Sender<Asked>) -> Result<tokio::task::AbortHandle> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).at("create", directory)?;
     }
@@ -75,7 +81,6 @@ pub fn listen(path: &Path) -> Result<(mpsc::Receiver<Asked>, tokio::task::AbortH
         _ => {}
     }
     let listener = UnixListener::bind(path).at("listen at", path)?;
-    let (requests, inbox) = mpsc::channel(REQUESTS_MAX);
     let task = tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let requests = requests.clone();
@@ -86,7 +91,7 @@ pub fn listen(path: &Path) -> Result<(mpsc::Receiver<Asked>, tokio::task::AbortH
             });
         }
     });
-    Ok((inbox, task.abort_handle()))
+    Ok(task.abort_handle())
 }
 
 async fn serve(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> std::io::Result<()> {
@@ -144,7 +149,8 @@ mod tests {
     async fn a_request_is_answered() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("below/x.sock");
-        let (mut inbox, _task) = listen(&path).unwrap();
+        let (requests, mut inbox) = mpsc::channel(REQUESTS_MAX);
+        let _task = listen(&path, requests).unwrap();
         let asked = tokio::spawn({
             let path = path.clone();
             async move { ask(&path, Request::Settle).await }
@@ -172,9 +178,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.sock");
         assert_eq!(ask(&path, Request::Settle).await.unwrap(), None);
-        let (inbox, task) = listen(&path).unwrap();
-        drop(inbox);
+        let (requests, _inbox) = mpsc::channel(REQUESTS_MAX);
+        let task = listen(&path, requests.clone()).unwrap();
         task.abort();
-        listen(&path).unwrap();
+        listen(&path, requests).unwrap();
     }
 }

@@ -49,6 +49,11 @@ impl Cutter {
         while !stretch.is_empty() {
             let room = self.piece_bytes_max - self.bytes.len();
             let part = stretch.split_to(room.min(stretch.len()));
+            if self.bytes.is_empty() {
+                // A whole piece at once: memory that is not written to costs nothing, and growing
+                // step by step would copy what is there each time.
+                self.bytes.reserve(self.piece_bytes_max);
+            }
             self.indexer.push(self.end(), &part);
             self.bytes.extend_from_slice(&part);
             if self.bytes.len() == self.piece_bytes_max {
@@ -69,7 +74,7 @@ impl Cutter {
             return None;
         }
         let start = self.start;
-        let bytes = self.bytes.split().freeze();
+        let bytes = std::mem::take(&mut self.bytes).freeze();
         self.start = start.plus(bytes.len() as u64);
         Some(Draft {
             start,
@@ -81,6 +86,11 @@ impl Cutter {
     /// Position just past the last byte taken.
     pub fn end(&self) -> Position {
         self.start.plus(self.bytes.len() as u64)
+    }
+
+    /// The start of the first record that has not ended.
+    pub fn resume_at(&self) -> Position {
+        self.indexer.resume_at()
     }
 
     /// Whether bytes wait to be cut.

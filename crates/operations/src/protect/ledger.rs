@@ -6,7 +6,7 @@ use std::time::Duration;
 use borealis_base::ErrorKind;
 use borealis_repository::ledger::{Committed, EntryBody, LedgerWriter};
 use borealis_repository::object::PreparedFrame;
-use borealis_repository::plan::LineageState;
+use borealis_repository::plan::{LineageState, PieceSummary};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -28,18 +28,37 @@ enum Attempt<'a> {
 pub struct Ledger {
     writer: Arc<Mutex<LedgerWriter>>,
     stop: CancellationToken,
+    patience: Patience,
+}
+
+/// What is waited for without end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// An answer; a store without room is an error.
+    Answer,
+    /// An answer, and room.
+    AnswerAndRoom,
 }
 
 impl Ledger {
-    /// Shares `writer`; `stop` ends the patience with a store that gives no answer.
-    pub fn new(writer: LedgerWriter, stop: CancellationToken) -> Self {
+    /// Shares `writer`; `stop` ends the patience with a store that gives no answer or has no room.
+    pub fn new(writer: LedgerWriter, stop: CancellationToken, patience: Patience) -> Self {
         Self {
             writer: Arc::new(Mutex::new(writer)),
             stop,
+            patience,
         }
     }
 
-    /// Appends an entry, however long the store takes. The server's slot keeps what waits behind it.
+    fn is_waited_for(&self, error: &borealis_repository::Error) -> bool {
+        match self.patience {
+            Patience::Answer => error.kind() == ErrorKind::Unreachable,
+            Patience::AnswerAndRoom => error.is_transient(),
+        }
+    }
+
+    /// Appends an entry, however long the store takes: one that gives no answer is tried
+    /// again, and so is one that has no room, where that is waited for. The server's slot keeps what waits behind it.
     ///
     /// # Errors
     /// Fenced; interrupted; whatever trying again does not change.
@@ -68,20 +87,38 @@ impl Ledger {
                 Ok(committed) => return Ok(committed),
                 Err(error) => error,
             };
-            if error.kind() != ErrorKind::Unreachable || !writer.is_pending() {
+            if !self.is_waited_for(&error) || !writer.is_pending() {
                 return Err(error.into());
             }
-            tracing::warn!(%error, "the repository gives no answer; trying again");
+            tracing::warn!(%error, "the repository takes no entry now; trying again");
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Error::new(
                     ErrorKind::Interrupted,
-                    "stopped while the repository gave no answer",
+                    "stopped while the repository took no entry",
                 )),
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_PAUSE.1),
             }
             // The entry is pending, so that there is one to resume.
             attempt = writer.resume().await;
         }
+    }
+
+    /// The oldest log piece that is not known to have been read back.
+    pub async fn next_unread(&self) -> Option<PieceSummary> {
+        let writer = self.writer.lock().await;
+        let (pieces, read_back) = (&writer.state().pieces, writer.read_back());
+        let read = pieces.partition_point(|piece| piece.entry <= read_back);
+        pieces.get(read).cloned()
+    }
+
+    /// Notes that the log was read back up to `entry`, for the entries to come to say so.
+    pub async fn note_read_back(&self, entry: u64) {
+        self.writer.lock().await.note_read_back(entry);
+    }
+
+    /// Whether a later entry repeats what `entry` said.
+    pub async fn is_repeated(&self, entry: u64) -> bool {
+        self.writer.lock().await.is_repeated(entry)
     }
 
     /// Looks at what the ledger adds up to.
@@ -98,5 +135,112 @@ impl Ledger {
                 "the ledger is closed while it is used",
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use async_trait::async_trait;
+    use borealis_base::{ManualClock, SeededEntropy, SystemEntropy, Timestamp};
+    use borealis_keys::FileKey;
+    use borealis_repository::ledger::{Gap, Holder, Opening};
+    use borealis_repository::store::{Created, Listed, MemoryStore, Stat, Store, StoreError};
+    use borealis_repository::{Environment, Repository};
+    use bytes::Bytes;
+
+    use super::*;
+
+    type Answer<T> = std::result::Result<T, StoreError>;
+
+    /// Stores what it is given, and then gives no answer while it is told so.
+    struct Mute {
+        inner: MemoryStore,
+        silent: AtomicBool,
+        stored: tokio::sync::Notify,
+    }
+
+    #[async_trait]
+    impl Store for Mute {
+        async fn create(&self, name: &str, bytes: Bytes) -> Answer<Created> {
+            let created = self.inner.create(name, bytes).await;
+            if self.silent.load(Ordering::Relaxed) {
+                self.stored.notify_one();
+                std::future::pending::<()>().await;
+            }
+            created
+        }
+        async fn read(&self, name: &str) -> Answer<Bytes> {
+            self.inner.read(name).await
+        }
+        async fn read_range(&self, name: &str, range: Range<u64>) -> Answer<Bytes> {
+            self.inner.read_range(name, range).await
+        }
+        async fn stat(&self, name: &str) -> Answer<Option<Stat>> {
+            self.inner.stat(name).await
+        }
+        async fn list(&self, prefix: &str) -> Answer<Vec<Listed>> {
+            self.inner.list(prefix).await
+        }
+        async fn delete(&self, name: &str) -> Answer<()> {
+            self.inner.delete(name).await
+        }
+        fn url(&self) -> String {
+            self.inner.url()
+        }
+    }
+
+    fn gap(reason: &str) -> EntryBody {
+        EntryBody::Gap(Gap {
+            branch: borealis_base::Branch(1),
+            from: borealis_base::Position(8),
+            to: borealis_base::Position(16),
+            reason: reason.to_owned(),
+        })
+    }
+
+    /// A base backup that is given up while its entry is on the way: the entry may stand.
+    #[tokio::test]
+    async fn an_append_that_was_dropped_is_brought_to_its_end_before_the_next_one() {
+        let store = Arc::new(Mute {
+            inner: MemoryStore::default(),
+            silent: AtomicBool::new(false),
+            stored: tokio::sync::Notify::new(),
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let key = FileKey::create(&directory.path().join("key"), &SystemEntropy).unwrap();
+        let environment = Environment {
+            store: store.clone(),
+            clock: Arc::new(ManualClock::new(Timestamp(0))),
+            entropy: Arc::new(SeededEntropy::new(1)),
+        };
+        let repository = Repository::init(environment, &[&key]).await.unwrap();
+        let lineage = repository
+            .create_cluster("main", Bytes::new())
+            .await
+            .unwrap();
+        let opening = Opening {
+            holder: Holder::default(),
+            log_unit: 1,
+            expected_epoch: None,
+        };
+        let writer = lineage.open_writer(opening).await.unwrap();
+        let ledger = Ledger::new(writer, CancellationToken::new(), Patience::Answer);
+
+        store.silent.store(true, Ordering::Relaxed);
+        let dropped = gap("dropped");
+        tokio::select! {
+            _ = ledger.append(&dropped, Vec::new()) => panic!("the store gives no answer"),
+            () = store.stored.notified() => {}
+        }
+        store.silent.store(false, Ordering::Relaxed);
+        let next = ledger.append(&gap("next"), Vec::new()).await.unwrap();
+        assert_eq!(next.number, 3);
+        ledger.close().await.unwrap();
+        let state = lineage.load_state().await.unwrap();
+        let reasons: Vec<&str> = (state.gaps.iter()).map(|gap| gap.reason.as_str()).collect();
+        assert_eq!(reasons, ["dropped", "next"]);
     }
 }

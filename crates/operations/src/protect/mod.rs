@@ -2,30 +2,43 @@
 //!
 //! ```text
 //! receive ──▶ ship (cut ▶ index ▶ seal ▶ ledger) ──▶ durable position ──▶ back to the server
-//! sample  ──▶  │                                          │
-//! control ──▶  │                                          ▼
+//! sample  ──▶  │                                       │        │
+//! control ──▶  │                                       │        ▼
+//!                                                      │     read back (each piece, soon after it was stored)
+//!                                                      ▼
 //!                                   base backups (when due, after the log they start at is durable)
 //! ```
 //!
 //! Who owns what: the epoch of the lineage's ledger belongs to this process; the slot belongs to the
 //! lineage. What survives a crash: the ledger and the slot, and nothing else is needed. How it stops:
-//! the receiver ends, what was received is shipped, a running base backup is given up, the ledger is
-//! closed.
+//! the receiver ends, what was received is shipped and read back, a running base backup is given up, the
+//! ledger is closed.
+//!
+//! The position reported to the server as flushed does not wait for the read-back: a server that names
+//! this slot in `synchronous_standby_names` would otherwise pay a second trip to the store for each commit.
 
 mod base_backups;
 pub mod begin;
+mod capture;
 pub mod captured;
+mod cluster;
 pub mod control;
 pub mod cutter;
+mod epoch;
 pub mod ledger;
 pub mod log_frame;
+mod preflight;
+pub mod read_back;
 pub mod receive;
 pub mod sample;
 pub mod schedule;
 pub mod ship;
 pub mod slot_policy;
+mod slot_watch;
 mod supervise;
 mod unfenced;
+mod unprotect;
 
-pub(crate) use supervise::process_of;
-pub use supervise::{Options, Stopped, protect, unprotect};
+pub(crate) use epoch::process_of;
+pub use supervise::{Options, Stopped, protect};
+pub use unprotect::unprotect;

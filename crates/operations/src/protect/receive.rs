@@ -41,6 +41,9 @@ pub struct Stretch {
     pub start: Position,
     /// The bytes.
     pub bytes: Bytes,
+    /// Whether the connection that they came over began here, so that nothing of what was there before
+    /// was asked for again and compared: whether they follow it, only they themselves tell.
+    pub uncompared: bool,
 }
 
 /// Where and what to receive.
@@ -95,11 +98,7 @@ impl From {
             return Err(rewritten(start, self.position));
         }
         if !new.is_empty() {
-            let keep = usize::try_from(OVERLAP_BYTES).unwrap_or(usize::MAX);
-            let mut tail = BytesMut::from(&self.tail[..]);
-            tail.extend_from_slice(&new);
-            let cut = tail.len().saturating_sub(keep);
-            self.tail = tail.freeze().slice(cut..);
+            self.tail = tail_of(&self.tail, &new);
             self.position = self.position.plus(new.len() as u64);
         }
         Ok(new)
@@ -114,6 +113,18 @@ impl From {
         }
         .name(self.segment_size)
     }
+}
+
+/// The last bytes, as many as an overlap compares, of `new` behind `old`. A copy: a slice would keep the
+/// whole message in memory.
+fn tail_of(old: &Bytes, new: &Bytes) -> Bytes {
+    let keep = usize::try_from(OVERLAP_BYTES).unwrap_or(usize::MAX);
+    let from_new = new.slice(new.len().saturating_sub(keep)..);
+    let from_old = old.slice(old.len().saturating_sub(keep - from_new.len())..);
+    let mut tail = BytesMut::with_capacity(from_old.len() + from_new.len());
+    tail.extend_from_slice(&from_old);
+    tail.extend_from_slice(&from_new);
+    tail.freeze()
 }
 
 /// Why receiving ended.
@@ -187,7 +198,7 @@ pub async fn receive(
     }
 }
 
-fn rewritten(from: Position, to: Position) -> Error {
+pub(super) fn rewritten(from: Position, to: Position) -> Error {
     Error::refused(
         format!(
             "the server's log between {from} and {to} is not what it was: the server was put back to an older state and has written on"
@@ -249,6 +260,7 @@ async fn stream_until_broken(
     stop: &CancellationToken,
 ) -> Streamed {
     let reporting = tokio::spawn(report_durable(feedback, durable.clone()));
+    let mut uncompared = from.ask_from() == from.position;
     let streamed = loop {
         let event = tokio::select! {
             () = stop.cancelled() => break Streamed::End(End::Stopped),
@@ -267,6 +279,7 @@ async fn stream_until_broken(
                 let stretch = Stretch {
                     start: next,
                     bytes: new,
+                    uncompared: std::mem::take(&mut uncompared),
                 };
                 if out.send(stretch).await.is_err() {
                     break Streamed::End(End::Stopped);

@@ -7,13 +7,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{Branch, LineageId, Position, Timestamp};
+use borealis_base::{Branch, LineageId, Position, RecordSpan, Timestamp};
+use borealis_pg_format::control_file::WalLevel;
 use borealis_pg_format::index::time_map::SAMPLE_MARGIN;
+use borealis_pg_format::index::{LogIndex, Widening};
+use borealis_pg_format::wal::page::LONG_HEADER_LEN;
 use borealis_pg_server::source::ClockSample;
-use borealis_repository::ledger::{EntryBody, LogPiece, Settled};
-use borealis_repository::log::{PieceIdentity, TimeStep, prepare_piece};
+use borealis_repository::ledger::{EntryBody, Gap, LogPiece, Settled};
+use borealis_repository::log::{PieceIdentity, prepare_piece};
 use borealis_repository::object::Compression;
-use borealis_repository::plan::RecordSpan;
+use borealis_repository::plan::GapSummary;
 use borealis_repository::store::Counters;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -22,7 +25,7 @@ use super::control::{Answer, Asked, Request};
 use super::cutter::{Cutter, Draft};
 use super::ledger::Ledger;
 use super::log_frame;
-use super::receive::Stretch;
+use super::receive::{Stretch, rewritten};
 use super::sample::covers;
 use crate::error::{Error, Result};
 
@@ -30,6 +33,9 @@ use crate::error::{Error, Result};
 pub const PIECE_BYTES_MAX: usize = 16 << 20;
 /// How often an idle writer says that it lives, by settling the present.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
+/// Why a window ends before such log.
+const MINIMAL_LOG: &str =
+    "the log was written at wal_level=minimal, and nothing can be replayed over it";
 /// The zstd level of log pieces, which are compressed while the log comes.
 const LOG_LEVEL: i32 = 1;
 
@@ -74,6 +80,9 @@ pub struct Shipper {
     last_sample: Option<ClockSample>,
     last_record: Option<RecordSpan>,
     durable: Arc<watch::Sender<Durable>>,
+    join: Option<Join>,
+    /// Log up to here does not wait once it has come.
+    wanted: Option<Position>,
 }
 
 impl Shipper {
@@ -90,6 +99,8 @@ impl Shipper {
             last_sample: None,
             last_record,
             durable,
+            join: None,
+            wanted: None,
         }
     }
 
@@ -138,12 +149,26 @@ impl Shipper {
                 ),
             ));
         }
+        if stretch.uncompared {
+            self.join = Some(Join {
+                at: stretch.start,
+                record: self.cutter.resume_at(),
+            });
+        }
         let full = self.cutter.take(stretch.bytes);
         let cut = !full.is_empty();
         for draft in full {
             self.ship(draft).await?;
         }
         if self.cutter.is_empty() {
+            return Ok(None);
+        }
+        if self
+            .wanted
+            .is_some_and(|wanted| self.cutter.end() >= wanted)
+        {
+            self.wanted = None;
+            self.flush().await?;
             return Ok(None);
         }
         let waiting = due.filter(|_| !cut);
@@ -161,10 +186,16 @@ impl Shipper {
 
     async fn ship(&mut self, draft: Draft) -> Result<()> {
         let (start, end) = (draft.start, draft.end());
+        if let Some(join) = self.join {
+            self.join = join.check(&draft.cut.index)?;
+        }
+        if let Some((from, to)) = log_without_changes(&draft.cut.index) {
+            self.close_window(from, to).await?;
+        }
         let carry = &draft.cut.carry;
         let (before, after) = (self.durable.borrow().settled, carry.settled);
         let settled = before.max(after);
-        let last_record = draft.cut.index.last_record.map(record_span);
+        let last_record = draft.cut.index.last_record;
         let body = EntryBody::LogPiece(LogPiece {
             branch: self.to.branch,
             start,
@@ -180,12 +211,11 @@ impl Shipper {
             start,
         };
         let frames = tokio::task::spawn_blocking(move || {
-            let steps: Vec<TimeStep> = draft.cut.index.time_steps.iter().map(time_step).collect();
             let index = log_frame::encode(&draft.cut)?;
             prepare_piece(
                 &identity,
                 &draft.bytes,
-                &steps,
+                &draft.cut.index.time_steps,
                 &index,
                 Compression::Zstd(LOG_LEVEL),
             )
@@ -200,6 +230,32 @@ impl Shipper {
             position: end,
             settled,
         });
+        Ok(())
+    }
+
+    /// Says that nothing can be replayed over `[from, to)`, before the log behind it is there.
+    async fn close_window(&self, from: Position, to: Position) -> Result<()> {
+        let branch = self.to.branch;
+        let known = |gap: &GapSummary| gap.branch == branch && gap.from <= from && to <= gap.to;
+        if self
+            .to
+            .ledger
+            .read(|state| state.gaps.iter().any(known))
+            .await
+        {
+            return Ok(());
+        }
+        tracing::error!(%from, %to, "the server has run at wal_level=minimal; the window ends there, and a base backup follows");
+        let body = Gap {
+            branch,
+            from,
+            to,
+            reason: MINIMAL_LOG.to_owned(),
+        };
+        self.to
+            .ledger
+            .append(&EntryBody::Gap(body), Vec::new())
+            .await?;
         Ok(())
     }
 
@@ -254,6 +310,8 @@ impl Shipper {
                 self.flush().await?;
                 self.settle().await?;
             }
+            Request::Flush { through } if self.cutter.end() >= through => self.flush().await?,
+            Request::Flush { through } => self.wanted = self.wanted.max(Some(through)),
         }
         // Whoever asked may have gone.
         let _ = asked.answer.send(Answer {
@@ -264,24 +322,55 @@ impl Shipper {
     }
 }
 
+/// A place where a connection began without an overlap: at the very beginning of a segment, since the
+/// server may have no log before it. Whether the log goes on there tells the first record: its back
+/// pointer (`xl_prev`) and, where a record crosses the place, what is left of it and its checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Join {
+    /// The place.
+    at: Position,
+    /// Where the record begins that ends first behind it.
+    record: Position,
+}
+
+impl Join {
+    /// Refuses log that does not go on here; `None` once it is known to.
+    fn check(self, index: &LogIndex) -> Result<Option<Self>> {
+        // A record begins behind the header of the segment's first page.
+        let first = self.at.plus(LONG_HEADER_LEN as u64);
+        let broken =
+            (index.unparsed.iter()).any(|place| self.record <= place.from && place.from <= first);
+        if broken {
+            return Err(rewritten(self.record, first));
+        }
+        let ended = (index.last_record).is_some_and(|record| record.end > self.at);
+        Ok((!ended).then_some(self))
+    }
+}
+
+/// The log in a piece that was written at `wal_level=minimal`, where bulk changes leave no trace, so that
+/// PostgreSQL refuses to replay over it (`CheckRequiredParameterValues` in `xlogrecovery.c`). It is taken
+/// from the beginning of the piece on: only the last record of a piece is known to those who compute windows.
+fn log_without_changes(index: &LogIndex) -> Option<(Position, Position)> {
+    if !index
+        .change_map
+        .reasons()
+        .contains_key(&Widening::MinimalLog)
+    {
+        return None;
+    }
+    let changes = &index.parameter_changes;
+    let from = changes
+        .first()
+        .map_or(index.start, |change| change.record.start.min(index.start));
+    let to = match changes.last() {
+        Some(raised) if raised.parameters.wal_level != WalLevel::Minimal => raised.record.end,
+        _ => index.end,
+    };
+    Some((from, to))
+}
+
 #[allow(clippy::disallowed_methods)] // a timer of the runtime, not a moment that is recorded
 fn deadline(after: Duration) -> Instant {
     Instant::now() + after
-}
-
-fn record_span(span: borealis_pg_format::index::RecordSpan) -> RecordSpan {
-    RecordSpan {
-        start: span.start,
-        end: span.end,
-    }
-}
-
-fn time_step(step: &borealis_pg_format::index::TimeStep) -> TimeStep {
-    TimeStep {
-        settled_through: step.settled_through,
-        last_record: RecordSpan {
-            start: step.last_start,
-            end: step.last_end,
-        },
-    }
 }

@@ -2,11 +2,13 @@
 //! last, when everything else is durable.
 
 use std::fs::{File, OpenOptions};
+use std::io::IoSlice;
 use std::os::unix::fs::{
     DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use borealis_base::{ErrorKind, Progress, Unit};
 use borealis_pg_format::label::TablespaceMap;
@@ -19,8 +21,15 @@ use crate::error::{Error, FileContext, Result};
 
 /// Ranges of packs fetched at a time.
 const FETCHES: usize = 8;
+/// Files created at a time: on a busy file system each waits for its journal.
+const CREATES: usize = 4;
 /// Files synced at a time.
 const SYNCS: usize = 16;
+/// Bytes of pages after which the file that they went to is synced, so that the disk works while pages
+/// are still being opened, and the sync at the end finds little to do.
+const SYNC_EVERY_BYTES: u64 = 64 << 20;
+/// Pages in one system call; the system takes at most 1,024 (`IOV_MAX`).
+const PAGES_PER_WRITE: usize = 256;
 /// The control file: written last.
 pub const CONTROL_FILE: &str = "global/pg_control";
 const TABLESPACE_MAP: &str = "tablespace_map";
@@ -32,43 +41,6 @@ pub type Mapping = Vec<(PathBuf, PathBuf)>;
 pub fn mapped<'a>(mapping: &'a [(PathBuf, PathBuf)], source: &'a Path) -> &'a Path {
     let found = mapping.iter().find(|(old, _)| old == source);
     found.map_or(source, |(_, new)| new.as_path())
-}
-
-/// Refuses tablespaces whose place is taken, and mappings of tablespaces that there are not.
-pub fn check_tablespaces(
-    manifest: &Manifest,
-    mapping: &[(PathBuf, PathBuf)],
-    target: &Path,
-) -> Result<()> {
-    let links = &manifest.files().links;
-    for (old, _) in mapping {
-        if !links.iter().any(|link| Path::new(&link.target) == old) {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!(
-                    "--tablespace-mapping: no tablespace of the backup lies at {}",
-                    old.display()
-                ),
-            ));
-        }
-    }
-    for link in links {
-        let place = mapped(mapping, Path::new(&link.target));
-        let taken = std::fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_some());
-        if taken && !is_ours(target, &link.name, place) {
-            return Err(Error::refused(
-                format!("the tablespace directory {} is not empty", place.display()),
-                "Put the tablespace elsewhere with --tablespace-mapping OLD=NEW.",
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Whether an unfinished restore into `target` has linked this very place already: it found the place
-/// empty then.
-fn is_ours(target: &Path, link: &str, place: &Path) -> bool {
-    std::fs::read_link(target.join(link)).is_ok_and(|linked| linked == place)
 }
 
 /// A directory that a base backup is written into.
@@ -96,10 +68,14 @@ impl Tree<'_> {
         let sink = Arc::new(FileSink {
             target: self.target.to_owned(),
             segment_pages: self.segment_pages,
+            unsynced: AtomicU64::new(0),
         });
-        for file in manifest.files().page_files.values() {
-            sink.create(file)?;
-        }
+        let (creating, files) = (sink.clone(), manifest.clone());
+        blocking(move || {
+            let files: Vec<&PageFile> = files.files().page_files.values().collect();
+            side_by_side(CREATES, &files, |file| creating.create(file))
+        })
+        .await?;
         reader.restore_pages(sink, FETCHES, progress).await?;
         let blobs = &manifest.files().blobs;
         progress.phase("files", Unit::Items, Some(blobs.len() as u64));
@@ -217,6 +193,8 @@ impl Tree<'_> {
 struct FileSink {
     target: PathBuf,
     segment_pages: u32,
+    /// Bytes written since a file was last synced.
+    unsynced: AtomicU64,
 }
 
 impl FileSink {
@@ -246,20 +224,31 @@ impl PageSink for FileSink {
     type Error = Error;
 
     fn pages(&self, file: &PageFile, pages: &[(u32, Bytes)]) -> Result<()> {
-        let mut open: Option<(u32, File, PathBuf)> = None;
-        for (number, page) in pages {
-            let segment = number / self.segment_pages;
-            if open.as_ref().is_none_or(|(at, ..)| *at != segment) {
-                let path = self.segment(file, segment);
-                let opened = OpenOptions::new()
-                    .write(true)
-                    .open(&path)
-                    .at("open", &path)?;
-                open = Some((segment, opened, path));
+        let in_one_segment = |a: &(u32, Bytes), b: &(u32, Bytes)| {
+            a.0 / self.segment_pages == b.0 / self.segment_pages
+        };
+        for pages in pages.chunk_by(in_one_segment) {
+            let Some((first, _)) = pages.first() else {
+                continue;
+            };
+            let path = self.segment(file, first / self.segment_pages);
+            let opened = OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .at("open", &path)?;
+            for run in pages.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)) {
+                for part in run.chunks(PAGES_PER_WRITE) {
+                    let first = part
+                        .first()
+                        .map_or(0, |(number, _)| number % self.segment_pages);
+                    let offset = u64::from(first) * u64::from(file.page_size);
+                    write_pages(&opened, part, offset).at("write", &path)?;
+                }
             }
-            if let Some((_, opened, path)) = &open {
-                let offset = u64::from(number % self.segment_pages) * u64::from(file.page_size);
-                opened.write_all_at(page, offset).at("write", path)?;
+            let bytes = pages.len() as u64 * u64::from(file.page_size);
+            if self.unsynced.fetch_add(bytes, Ordering::Relaxed) + bytes >= SYNC_EVERY_BYTES {
+                self.unsynced.store(0, Ordering::Relaxed);
+                opened.sync_data().at("sync", &path)?;
             }
         }
         Ok(())
@@ -268,6 +257,50 @@ impl PageSink for FileSink {
     fn zeros(&self, _: &PageFile, _: u32, _: u32) -> Result<()> {
         Ok(())
     }
+}
+
+/// Writes neighbouring pages at `offset`.
+fn write_pages(file: &File, pages: &[(u32, Bytes)], mut offset: u64) -> std::io::Result<()> {
+    let slices: Vec<IoSlice<'_>> = pages.iter().map(|(_, page)| IoSlice::new(page)).collect();
+    let mut written = match rustix::io::pwritev(file, &slices, offset) {
+        Ok(written) => written,
+        Err(rustix::io::Errno::INTR) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    // The system may take less than all of it; the rest goes page by page.
+    for (_, page) in pages {
+        let rest = page.get(written..).unwrap_or_default();
+        let done = page.len() - rest.len();
+        file.write_all_at(rest, offset + done as u64)?;
+        written -= done;
+        offset += page.len() as u64;
+    }
+    Ok(())
+}
+
+/// Does `work` for each item, by as many threads as `workers`, and returns the first error.
+fn side_by_side<T: Sync>(
+    workers: usize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<()> + Sync,
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let share = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(item)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers.min(items.len()))
+            .map(|_| scope.spawn(share))
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker
+                .join()
+                .map_err(|_| Error::new(ErrorKind::Bug, "a thread that writes files ended"))?
+        })
+    })
 }
 
 /// Removes everything below a directory.
@@ -347,18 +380,7 @@ fn settle(root: &Path, owner: Option<(u32, u32)>) -> Result<()> {
             }
         }
     }
-    std::thread::scope(|scope| {
-        let share = files.len().div_ceil(SYNCS).max(1);
-        let workers: Vec<_> = files
-            .chunks(share)
-            .map(|files| scope.spawn(move || files.iter().try_for_each(|file| sync(file))))
-            .collect();
-        workers.into_iter().try_for_each(|worker| {
-            worker
-                .join()
-                .map_err(|_| Error::new(ErrorKind::Bug, "a syncing thread ended"))?
-        })
-    })?;
+    side_by_side(SYNCS, &files, |file| sync(file))?;
     for directory in directories.iter().rev() {
         if let Some((uid, gid)) = owner {
             chown(directory, Some(uid), Some(gid)).at("give away", directory)?;

@@ -2,13 +2,13 @@
 //! the ledger's summaries do not tell.
 
 use async_trait::async_trait;
-use borealis_base::{Branch, Position};
+use borealis_base::{Branch, Position, RecordSpan, TimeStep};
 use borealis_pg_format::Version;
 use borealis_pg_format::segment::SegmentSize;
 use borealis_pg_format::wal::{LogEvent, LogFormat, Start, WalReader};
 use borealis_repository::Lineage;
-use borealis_repository::log::{LogReader, TimeStep, pieces_of};
-use borealis_repository::plan::{LineageState, Lookup, RecordSpan};
+use borealis_repository::log::{LogReader, pieces_of};
+use borealis_repository::plan::{LineageState, Lookup};
 use futures::TryStreamExt;
 
 use crate::base_backup::facts::ServerState;

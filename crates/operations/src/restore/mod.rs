@@ -9,11 +9,15 @@ pub mod lookup;
 mod place;
 pub mod plan;
 pub mod recovery_file;
+mod replay;
+mod replayed;
 pub mod start;
+pub mod tablespaces;
 pub mod target_dir;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use borealis_base::{ErrorKind, Progress};
 use borealis_pg_format::segment::SegmentSize;
@@ -30,10 +34,10 @@ use crate::site::Site;
 use files::{Mapping, Tree, make_directory, write_file};
 use place::{Wanted, configuration, restore_command};
 use recovery_file::{RECOVERY_FILE, RecoveryFile, State};
-use target_dir::{clear, inspect};
+use target_dir::{clear, inspect, refuse_inside, staged_mark};
 
 /// What a restore is asked for, besides what the plan holds.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Start the server and wait until it answers.
     pub start: bool,
@@ -45,6 +49,24 @@ pub struct Options {
     pub mapping: Mapping,
     /// Prepare a standby that goes on replaying.
     pub standby: bool,
+    /// The folder of the server's programs; `None` looks in the usual ones.
+    pub programs: Option<PathBuf>,
+    /// How long a login may fail once the started server says that it is ready.
+    pub login_deadline: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            start: false,
+            port: None,
+            owner: None,
+            mapping: Mapping::new(),
+            standby: false,
+            programs: None,
+            login_deadline: Duration::from_secs(30),
+        }
+    }
 }
 
 /// A finished restore.
@@ -77,13 +99,17 @@ pub fn check(prepared: &Prepared, options: &Options) -> Result<()> {
 
 fn checked(prepared: &Prepared, options: &Options) -> Result<Checked> {
     let owner = place::owner(options.owner.as_deref())?;
-    inspect(&prepared.report.target_dir, prepared.lineage.id())?;
-    files::check_tablespaces(
+    let target = &prepared.report.target_dir;
+    inspect(target, prepared.lineage.id())?;
+    let url = prepared.lineage.store().url();
+    refuse_inside(target, url.strip_prefix("file://").map(Path::new))?;
+    tablespaces::check(
         &prepared.manifest,
+        &prepared.replayed.tablespaces,
         &options.mapping,
-        &prepared.report.target_dir,
+        target,
     )?;
-    let binaries = match Binaries::find(prepared.server.major(), None) {
+    let binaries = match Binaries::find(prepared.server.major(), options.programs.as_deref()) {
         Ok(binaries) => Some(binaries),
         Err(error) if options.start => return Err(error.into()),
         Err(_) => None,
@@ -115,6 +141,7 @@ pub async fn restore(
     let mut notices = Vec::from_iter(checked.command.notice.clone());
     let mark = recovery_file(site, &prepared, options, checked.segment_size)?;
     begin(&target, &prepared, &mark)?;
+    tablespaces::make_places(&prepared.replayed.tablespaces, checked.owner.as_ref())?;
     let config = write_everything(&prepared, &checked, options, &target, progress).await?;
     notices.extend(config.warnings.iter().cloned());
     let complete = RecoveryFile {
@@ -142,6 +169,8 @@ pub async fn restore(
                 pieces: &prepared.plan.pieces,
                 replay: (prepared.plan.base_backup.start, prepared.plan.stop.end),
                 auto_after_recovery: &config.auto_after_recovery,
+                segment_size: checked.segment_size,
+                login_deadline: options.login_deadline,
                 clock,
             };
             restored.server = Some(start::start(&starting, progress).await?);
@@ -164,7 +193,6 @@ async fn write_everything(
     target: &Path,
     progress: &dyn Progress,
 ) -> Result<RestoredConfig> {
-    let parameters = place::log_parameters(prepared).await?;
     let config = configuration(
         prepared,
         &Wanted {
@@ -173,9 +201,8 @@ async fn write_everything(
             owner: checked.owner.as_ref(),
             binaries: checked.binaries.as_ref(),
             standby: options.standby,
-            restore_command: &checked.command.command,
+            command: &checked.command,
         },
-        parameters,
     );
     let reader = Arc::new(PageReader::new(
         prepared.fetcher.clone(),
@@ -232,6 +259,7 @@ fn recovery_file(
             .transpose()?,
         branch: prepared.plan.branch,
         log_start,
+        log_in_place: Some(prepared.plan.stop.end),
         log_end: (!options.standby).then_some(prepared.plan.stop.end),
         segment_size: segment_size.bytes(),
     })
@@ -251,7 +279,7 @@ fn write_mark(target: &Path, mark: &RecoveryFile, owner: Option<&SystemUser>) ->
     let text = serde_json::to_vec_pretty(mark)
         .map_err(|error| Error::new(ErrorKind::Bug, error.to_string()))?;
     // Replaced whole: a torn mark would make the directory nobody's.
-    let staged = target.join(format!("{RECOVERY_FILE}.new"));
+    let staged = target.join(staged_mark());
     write_file(&staged, &text, owner)?;
     let path = target.join(RECOVERY_FILE);
     std::fs::rename(&staged, &path).at("put in place", &path)

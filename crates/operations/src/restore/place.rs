@@ -3,27 +3,20 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use borealis_base::Position;
-use borealis_pg_format::index::LogIndex;
 use borealis_pg_server::data_dir::config_files::{Statement, parse};
 use borealis_pg_server::instance::{Binaries, SystemUser, users};
 use borealis_pg_server::recovery::{
     Goal, Origin, Place, Recovery, RestoredConfig, configure, library_exists, quote_value,
 };
-use borealis_repository::log::LogReader;
-use futures::{StreamExt, TryStreamExt};
 
 use super::plan::Prepared;
 use crate::error::{Error, Result};
-use crate::protect::log_frame;
 
 /// Who gets the files where root restores and names nobody.
 const DEFAULT_OWNER: &str = "postgres";
 /// Where Debian's servers put their sockets if nothing else is said.
 const DEFAULT_SOCKETS: &str = "/var/run/postgresql";
 const SOCKETS: &str = "unix_socket_directories";
-/// Log indexes read at a time.
-const INDEXES_AT_ONCE: usize = 8;
 
 /// Who gets the files. Only root can give them away, and must: a server refuses to run as root.
 pub fn owner(named: Option<&str>) -> Result<Option<SystemUser>> {
@@ -82,6 +75,8 @@ fn may(user: Option<&SystemUser>, path: &Path, bits: u32) -> bool {
 pub struct RestoreCommand {
     /// As `restore_command`.
     pub command: String,
+    /// As `recovery_end_command`: removes what was fetched ahead.
+    pub end_command: Option<String>,
     /// What a person should know of it.
     pub notice: Option<String>,
 }
@@ -100,6 +95,7 @@ pub fn restore_command(owner: Option<&SystemUser>, standby: bool) -> Result<Rest
         let quoted = program.display().to_string().replace('\'', r"'\''");
         return Ok(RestoreCommand {
             command: format!("'{quoted}' wal fetch %f %p"),
+            end_command: Some(format!("'{quoted}' wal finish")),
             notice: None,
         });
     }
@@ -113,49 +109,12 @@ pub fn restore_command(owner: Option<&SystemUser>, standby: bool) -> Result<Rest
     Ok(RestoreCommand {
         // The cut and the target keep recovery exact; this only says that nothing follows.
         command: "test -z %f".to_owned(),
+        end_command: None,
         notice: Some(format!(
             "{who} can't run {}, so restore_command refuses every file; all log that is needed lies in pg_wal",
             program.display()
         )),
     })
-}
-
-/// The largest values that the log up to the target sets of the parameters that recovery compares, in
-/// the order of `STANDBY_PARAMETERS`.
-pub async fn log_parameters(prepared: &Prepared) -> Result<[i64; 5]> {
-    let reader = &LogReader::of(&prepared.lineage);
-    let stop: Position = prepared.plan.stop.end;
-    futures::stream::iter(prepared.plan.pieces.clone())
-        .map(|part| async move {
-            let stored = reader.piece(&part.piece).await?;
-            log_frame::index(stored.head().name(), &stored.index().await?)
-        })
-        .buffered(INDEXES_AT_ONCE)
-        .try_fold([0; 5], |most, index| async move {
-            Ok(raise(most, &index, stop))
-        })
-        .await
-}
-
-fn raise(mut most: [i64; 5], index: &LogIndex, stop: Position) -> [i64; 5] {
-    for change in index
-        .parameter_changes
-        .iter()
-        .filter(|change| change.record.end <= stop)
-    {
-        let parameters = &change.parameters;
-        let values = [
-            parameters.max_connections,
-            parameters.max_worker_processes,
-            parameters.max_wal_senders,
-            parameters.max_prepared_transactions,
-            parameters.max_locks_per_transaction,
-        ];
-        for (most, value) in most.iter_mut().zip(values) {
-            *most = (*most).max(i64::from(value));
-        }
-    }
-    most
 }
 
 /// What the configuration depends on besides the plan.
@@ -171,15 +130,11 @@ pub struct Wanted<'a> {
     /// Prepare a standby.
     pub standby: bool,
     /// See [`restore_command`].
-    pub restore_command: &'a str,
+    pub command: &'a RestoreCommand,
 }
 
 /// Makes the configuration of the restored cluster.
-pub fn configuration(
-    prepared: &Prepared,
-    wanted: &Wanted<'_>,
-    log_parameters: [i64; 5],
-) -> RestoredConfig {
+pub fn configuration(prepared: &Prepared, wanted: &Wanted<'_>) -> RestoredConfig {
     let server = &prepared.server;
     let data_dir = wanted.data_dir;
     let sockets = socket_directory(wanted.owner);
@@ -200,7 +155,7 @@ pub fn configuration(
         &Origin {
             config: &server.config,
             settings: &server.settings,
-            log_parameters,
+            log_parameters: prepared.replayed.parameters,
         },
         &Place {
             data_dir,
@@ -214,7 +169,8 @@ pub fn configuration(
             has_library: &|name| !known_libraries || library_exists(name, &libraries),
         },
         &Recovery {
-            restore_command: wanted.restore_command,
+            restore_command: &wanted.command.command,
+            end_command: wanted.command.end_command.as_deref(),
             branch: prepared.plan.branch,
             goal: if wanted.standby {
                 Goal::Standby
@@ -280,9 +236,12 @@ fn library_directories(binaries: Option<&Binaries>) -> Vec<PathBuf> {
         .filter(|output| output.status.success())
         .map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     // Debian keeps pg_config in another package; its layout is known.
-    let beside = binaries.dir.parent().map(|prefix| prefix.join("lib"));
+    let beside = binaries.dir.parent().map(|prefix| {
+        let lib = prefix.join("lib");
+        [lib.join("postgresql"), lib]
+    });
     told.into_iter()
-        .chain(beside)
+        .chain(beside.into_iter().flatten())
         .filter(|directory| directory.is_dir())
         .collect()
 }

@@ -15,6 +15,7 @@ use borealis_repository::plan::{
 use serde::Serialize;
 
 use super::lookup::{LogLookup, log_format};
+use super::replayed::{Replayed, replayed};
 use crate::base_backup::facts::ServerState;
 use crate::error::{Error, Result};
 use crate::protect::control::{Request, ask};
@@ -119,6 +120,14 @@ pub struct Prepared {
     pub(super) manifest: Arc<Manifest>,
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) server: ServerState,
+    pub(super) replayed: Replayed,
+}
+
+impl Prepared {
+    /// The major version under which the restored directory runs.
+    pub fn server_major(&self) -> u32 {
+        self.server.major()
+    }
 }
 
 /// Works out how to restore the cluster named, or the only one, to `target`.
@@ -155,16 +164,12 @@ pub async fn prepare(
     })?;
     let manifest = Arc::new(Manifest::load(&fetcher, &plan.base_backup.manifest).await?);
     let server = ServerState::decode(&manifest.name(), &manifest.info().engine)?;
-    let file_bytes: u64 = manifest
-        .files()
-        .page_files
-        .values()
-        .map(|file| u64::from(file.length) * u64::from(file.page_size))
-        .chain(manifest.files().blobs.iter().map(|blob| blob.len))
-        .sum();
+    let replayed = replayed(&lineage, &plan).await?;
+    let file_bytes = file_bytes(&manifest);
     let mut notices: Vec<String> = resolved.notices.iter().map(ToString::to_string).collect();
     notices.extend(host_notices(&server)?);
     notices.extend(damage_notice(&server));
+    notices.extend(tablespace_notices(&replayed));
     let report = PlanReport {
         cluster: cluster.name,
         lineage: lineage.id(),
@@ -195,6 +200,7 @@ pub async fn prepare(
         manifest,
         fetcher,
         server,
+        replayed,
     })
 }
 
@@ -252,6 +258,25 @@ fn host_notices(server: &ServerState) -> Result<Vec<String>> {
         notices.extend(statements.map(|(database, sql)| format!("in database {database}: {sql}")));
     }
     Ok(notices)
+}
+
+fn file_bytes(manifest: &Manifest) -> u64 {
+    let files = manifest.files();
+    let pages = files.page_files.values();
+    pages
+        .map(|file| u64::from(file.length) * u64::from(file.page_size))
+        .chain(files.blobs.iter().map(|blob| blob.len))
+        .sum()
+}
+
+fn tablespace_notices(replayed: &Replayed) -> impl Iterator<Item = String> {
+    replayed.tablespaces.iter().map(|made| {
+        format!(
+            "the log creates a tablespace in {} (at {}); the server makes it there while it replays",
+            made.path.display(),
+            made.at
+        )
+    })
 }
 
 fn damage_notice(server: &ServerState) -> Option<String> {

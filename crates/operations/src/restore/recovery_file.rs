@@ -44,6 +44,10 @@ pub struct RecoveryFile {
     pub branch: Branch,
     /// First log position needed.
     pub log_start: Position,
+    /// Whole segments before this position were laid into `pg_wal`; `None` where nothing is known of
+    /// that. What else lies there may be short, or an old file under a later name.
+    #[serde(default)]
+    pub log_in_place: Option<Position>,
     /// Where the log is cut: recovery must not see a byte at or past this. `None` for a standby, which
     /// goes on as long as there is log.
     pub log_end: Option<Position>,
@@ -118,10 +122,11 @@ impl RecoveryFile {
     fn segment(&self, branch: Branch, start: Position) -> Answer {
         let segment_end = start.plus(self.segment_size);
         match self.log_end {
-            _ if branch > self.branch => {
+            // A standby follows its parent's promotions.
+            None => Answer::AskRepository { branch, start },
+            Some(_) if branch > self.branch => {
                 Answer::Absent("on a timeline after the one that this restore follows")
             }
-            None => Answer::AskRepository { branch, start },
             Some(end) if start >= end => Answer::Absent("past the position that is restored to"),
             Some(_) if segment_end <= self.log_start => {
                 Answer::Absent("before the log that this restore replays")
@@ -132,6 +137,16 @@ impl RecoveryFile {
                 end: segment_end.min(end),
             },
         }
+    }
+}
+
+impl RecoveryFile {
+    /// Whether the segment that begins at `start`, if `pg_wal` has a file of its name, is the one that the
+    /// restore laid there, with all that recovery may see of it. A standby must also see what came later,
+    /// and the server makes new files there out of old ones (`RemoveOldXlogFiles` in `xlog.c`).
+    pub fn is_in_place(&self, start: Position) -> bool {
+        let end = start.plus(self.segment_size);
+        self.log_end.is_some() || self.log_in_place.is_some_and(|until| end <= until)
     }
 }
 
@@ -148,6 +163,7 @@ mod tests {
             key_file: None,
             branch: Branch(2),
             log_start: Position(0x0100_0028),
+            log_in_place: None,
             log_end: log_end.map(Position),
             segment_size: 16 << 20,
         }
@@ -203,6 +219,11 @@ mod tests {
                 start: Position(0x0900_0000)
             }
         );
+        // After a promotion of its parent, too.
+        assert!(matches!(
+            plan(None).answer("000000030000000000000009"),
+            Answer::AskRepository { .. }
+        ));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{Clock, ErrorKind, Position, Progress, Timestamp, Unit};
+use borealis_base::{Clock, ErrorKind, Position, Progress, Timestamp};
+use borealis_pg_format::segment::SegmentSize;
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::instance::{
     Binaries, Instance, Launch, LogFact, LogTail, SystemUser, log_fact, users,
@@ -19,12 +20,12 @@ use borealis_pg_server::recovery::quote_value;
 use borealis_repository::plan::PieceRange;
 
 use super::files::write_file;
+use super::replay::Replay;
 use crate::error::{Error, FileContext, Result};
+use crate::wal_fetch::spool::{SPOOL, replayed_to};
 
 /// How often the server is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a login may fail once the server says that it is ready.
-const LOGIN_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the server may take to show where its socket is.
 const SOCKET_DEADLINE: Duration = Duration::from_secs(60);
 /// The log of a restored server until its first restart.
@@ -47,6 +48,10 @@ pub struct Starting<'a> {
     pub pieces: &'a [PieceRange],
     /// The first and the last position of the replay.
     pub replay: (Position, Position),
+    /// The size of its log segments.
+    pub segment_size: SegmentSize,
+    /// How long a login may fail once the server says that it is ready.
+    pub login_deadline: Duration,
     /// What `postgresql.auto.conf` holds once recovery has ended.
     pub auto_after_recovery: &'a str,
     /// The clock.
@@ -66,8 +71,26 @@ pub struct Answering {
     pub log_file: PathBuf,
     /// How long from the start until a query succeeded after promotion.
     pub seconds: f64,
-    /// Transactions that were prepared and wait for their coordinator.
-    pub prepared_transactions: Vec<String>,
+    /// Transactions that were prepared and wait for their coordinator, oldest first.
+    pub prepared_transactions: Vec<PreparedTransaction>,
+}
+
+/// A transaction that was prepared before the target and not ended: it holds its locks until somebody
+/// commits or rolls it back in its database.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct PreparedTransaction {
+    /// Its global identifier.
+    pub gid: String,
+    /// The role that prepared it.
+    pub owner: String,
+    /// Its database.
+    pub database: String,
+    /// When it was prepared.
+    pub prepared_at: Timestamp,
+    /// The statement that keeps its work.
+    pub commit: String,
+    /// The statement that undoes it.
+    pub rollback: String,
 }
 
 /// Starts it; returns when a query succeeds after promotion.
@@ -75,24 +98,16 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
     let began = starting.clock.elapsed();
     let log_file = starting.data_dir.join(LOG_FILE);
     open_door(starting)?;
-    let mut tail = LogTail::from_end(&log_file);
+    let tail = LogTail::from_end(&log_file);
     let launch = Launch {
         binaries: starting.binaries.clone(),
         data_dir: starting.data_dir.to_owned(),
         config_file: None,
         log_file: log_file.clone(),
         user: starting.owner.clone(),
-        settings: [
-            ("logging_collector", "off"),
-            ("log_destination", "stderr"),
-            ("lc_messages", "C"),
-            ("log_startup_progress_interval", "1s"),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec(),
+        settings: log_settings(starting.binaries.major),
     };
-    let total = starting.replay.1.since(starting.replay.0);
-    progress.phase("recovery", Unit::Bytes, Some(total));
+    let mut replay = Replay::begin(starting.pieces, starting.replay, progress);
     let mut instance = launch.start_detached().await?;
     let (socket_directory, port) = socket_of(starting, &mut instance, &log_file).await?;
     let info = ConnInfo::from_process(&format!(
@@ -100,23 +115,52 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
         quote_value(&socket_directory.display().to_string()),
         quote_value(starting.superuser),
     ))?;
-    let mut shown = starting.replay.0;
+    let link = wait(starting, &mut instance, &info, tail, &mut replay, progress).await?;
+    replay.log_fact(LogFact::Ready, progress);
+    let prepared_transactions = prepared_transactions(&link).await?;
+    close_door(starting, &link).await?;
+    Ok(Answering {
+        pid: instance.pid(),
+        port,
+        socket_directory,
+        log_file,
+        seconds: starting.clock.elapsed().saturating_sub(began).as_secs_f64(),
+        prepared_transactions,
+    })
+}
+
+/// Waits until a query succeeds after promotion, and shows how far the replay is meanwhile.
+async fn wait(
+    starting: &Starting<'_>,
+    instance: &mut Instance,
+    info: &ConnInfo,
+    mut tail: LogTail,
+    replay: &mut Replay<'_>,
+    progress: &dyn Progress,
+) -> Result<SqlLink> {
+    let log_file = starting.data_dir.join(LOG_FILE);
     let mut ready_since = None;
-    let link = loop {
+    loop {
         for line in tail.lines().at("read", &log_file)? {
-            if log_fact(&line) == Some(LogFact::Ready) {
+            let Some(fact) = log_fact(&line) else {
+                continue;
+            };
+            if fact == LogFact::Ready {
                 ready_since = Some(starting.clock.elapsed());
             }
-            shown = show(starting, &line, shown, progress);
+            replay.log_fact(fact, progress);
         }
-        if let Some(link) = answering(&info).await {
-            break link;
+        if let Some(at) = replayed_to(starting.data_dir, starting.segment_size) {
+            replay.reach(at, progress);
+        }
+        if let Some(link) = answering(info).await {
+            return Ok(link);
         }
         if !instance.is_running() {
             return Err(ended(&log_file));
         }
         let waited = ready_since.map(|since| starting.clock.elapsed().saturating_sub(since));
-        if waited.is_some_and(|waited| waited > LOGIN_DEADLINE) {
+        if waited.is_some_and(|waited| waited > starting.login_deadline) {
             return Err(Error::with_hint(
                 ErrorKind::Refused,
                 format!(
@@ -127,24 +171,41 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
             ));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
-    };
-    let rows = link
-        .rows("SELECT gid FROM pg_prepared_xacts ORDER BY prepared")
-        .await?;
-    let prepared_transactions = rows
-        .iter()
-        .filter_map(|row| row.text("gid"))
-        .map(str::to_owned)
-        .collect();
-    close_door(starting, &link).await?;
-    Ok(Answering {
-        pid: instance.pid(),
-        port,
-        socket_directory,
-        log_file,
-        seconds: starting.clock.elapsed().saturating_sub(began).as_secs_f64(),
-        prepared_transactions,
-    })
+    }
+}
+
+async fn prepared_transactions(link: &SqlLink) -> Result<Vec<PreparedTransaction>> {
+    let sql = "SELECT gid, owner, database, quote_literal(gid) AS literal, \
+               (extract(epoch FROM prepared) * 1000000)::bigint AS micros \
+               FROM pg_prepared_xacts ORDER BY prepared, gid";
+    let rows = link.rows(sql).await?;
+    let transactions = rows.iter().map(|row| {
+        let literal: String = row.get("literal")?;
+        Ok::<_, Error>(PreparedTransaction {
+            gid: row.get("gid")?,
+            owner: row.get("owner")?,
+            database: row.get("database")?,
+            prepared_at: Timestamp(row.get("micros")?),
+            commit: format!("COMMIT PREPARED {literal};"),
+            rollback: format!("ROLLBACK PREPARED {literal};"),
+        })
+    });
+    transactions.collect()
+}
+
+/// Settings that make the log of a recovery readable; the server refuses one that its version does not
+/// know.
+fn log_settings(major: u32) -> Vec<(String, String)> {
+    let progress = (major >= 15).then_some(("log_startup_progress_interval", "1s"));
+    [
+        ("logging_collector", "off"),
+        ("log_destination", "stderr"),
+        ("lc_messages", "C"),
+    ]
+    .into_iter()
+    .chain(progress)
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect()
 }
 
 async fn answering(info: &ConnInfo) -> Option<SqlLink> {
@@ -206,33 +267,6 @@ async fn socket_of(
     }
 }
 
-fn show(starting: &Starting<'_>, line: &str, shown: Position, progress: &dyn Progress) -> Position {
-    let at = match log_fact(line) {
-        Some(LogFact::RedoAt(at) | LogFact::Consistent(at) | LogFact::RedoDone(at)) => at,
-        Some(LogFact::Failure(text))
-            if !text.contains("not yet accepting") && !text.contains("starting up") =>
-        {
-            progress.note(&text);
-            return shown;
-        }
-        _ => return shown,
-    };
-    let time =
-        time_at(starting.pieces, at).map_or_else(String::new, |time| format!(", log of {time}"));
-    progress.note(&format!("replayed to {at}{time}"));
-    progress.advance(at.since(shown));
-    shown.max(at)
-}
-
-/// The last moment settled in the piece that holds `at`.
-fn time_at(pieces: &[PieceRange], at: Position) -> Option<Timestamp> {
-    let holds = |part: &&PieceRange| part.from <= at && at <= part.to;
-    pieces
-        .iter()
-        .find(holds)
-        .and_then(|part| part.piece.settled_after)
-}
-
 fn access_files(data_dir: &Path) -> [PathBuf; 2] {
     [data_dir.join("pg_hba.conf"), data_dir.join("pg_ident.conf")]
 }
@@ -280,7 +314,14 @@ async fn close_door(starting: &Starting<'_>, link: &SqlLink) -> Result<()> {
         starting.owner.as_ref(),
     )?;
     link.run("SELECT pg_reload_conf()").await?;
-    Ok(())
+    // Where this program could not be run at the end of recovery, nothing was fetched ahead.
+    let spool = starting.data_dir.join(SPOOL);
+    match std::fs::remove_dir_all(&spool) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).at("remove", &spool)
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

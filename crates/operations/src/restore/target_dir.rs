@@ -16,6 +16,43 @@ pub enum Found {
     Unfinished,
 }
 
+/// The mark before it is put in place. Where it is alone, a restore ended before it had written anything
+/// else: for want of room, or killed.
+pub(super) fn staged_mark() -> String {
+    format!("{RECOVERY_FILE}.new")
+}
+
+/// Refuses a target inside a data directory, whose server would take it for its own, or inside the
+/// repository's folder `repository`, where a restore has no business.
+pub fn refuse_inside(target: &Path, repository: Option<&Path>) -> Result<()> {
+    let target = std::path::absolute(target).at("find", target)?;
+    for above in target.ancestors().skip(1) {
+        // What does not exist yet has nothing in it; links lead to where the files would go.
+        let Ok(above) = std::fs::canonicalize(above) else {
+            continue;
+        };
+        for place in above.ancestors() {
+            let what = if place.join("PG_VERSION").is_file() {
+                "the data directory"
+            } else if repository == Some(place) {
+                "the repository"
+            } else {
+                continue;
+            };
+            return Err(Error::refused(
+                format!(
+                    "{} lies inside {what} {}",
+                    target.display(),
+                    place.display()
+                ),
+                "Name a directory outside of it; nothing was written.",
+            ));
+        }
+        break;
+    }
+    Ok(())
+}
+
 /// Looks at the target and refuses all that a restore must not touch.
 pub fn inspect(target: &Path, lineage: LineageId) -> Result<Found> {
     match std::fs::symlink_metadata(target) {
@@ -30,11 +67,7 @@ pub fn inspect(target: &Path, lineage: LineageId) -> Result<Found> {
             "Name a directory that does not exist yet or is empty.",
         ));
     }
-    if std::fs::read_dir(target)
-        .at("list", target)?
-        .next()
-        .is_none()
-    {
+    if holds_nothing(target)? {
         return Ok(Found::Nothing);
     }
     match RecoveryFile::load(target) {
@@ -62,6 +95,18 @@ pub fn inspect(target: &Path, lineage: LineageId) -> Result<Found> {
             "Name a directory that does not exist yet or is empty; nothing was written.",
         )),
     }
+}
+
+/// Whether a directory is empty but for a mark that was never put in place.
+fn holds_nothing(target: &Path) -> Result<bool> {
+    let staged = staged_mark();
+    for entry in std::fs::read_dir(target).at("list", target)? {
+        let entry = entry.at("list", target)?;
+        if entry.file_name() != *staged {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Removes what an unfinished restore left, the mark that it is ours last of all, so that an
@@ -99,6 +144,7 @@ mod tests {
             key_file: None,
             branch: Branch(1),
             log_start: Position(1),
+            log_in_place: None,
             log_end: None,
             segment_size: 16 << 20,
         };
@@ -143,6 +189,35 @@ mod tests {
         assert!(!directory.path().join("base").exists());
         mark(directory.path(), State::Complete);
         assert!(inspect(directory.path(), LINEAGE).is_err());
+    }
+
+    #[test]
+    fn a_restore_that_could_not_even_make_its_mark_is_begun_again() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(staged_mark()), "{").unwrap();
+        assert_eq!(inspect(directory.path(), LINEAGE).unwrap(), Found::Nothing);
+        std::fs::write(directory.path().join("theirs"), "x").unwrap();
+        assert!(inspect(directory.path(), LINEAGE).is_err());
+    }
+
+    #[test]
+    fn a_target_inside_a_data_directory_or_the_repository_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let top = directory.path().canonicalize().unwrap();
+        let (data, repository, link) = (top.join("data"), top.join("r"), top.join("link"));
+        std::fs::create_dir_all(data.join("base")).unwrap();
+        std::fs::create_dir(&repository).unwrap();
+        std::fs::write(data.join("PG_VERSION"), "15\n").unwrap();
+        std::os::unix::fs::symlink(&data, &link).unwrap();
+        for inside in ["data/x", "data/base/x", "data/new/er", "link/x"] {
+            let error = refuse_inside(&top.join(inside), Some(&repository)).unwrap_err();
+            assert!(error.to_string().contains("data directory"), "{error}");
+        }
+        let error = refuse_inside(&repository.join("x"), Some(&repository)).unwrap_err();
+        assert!(error.to_string().contains("repository"), "{error}");
+        for beside in ["x", "data", "r", "r2/x"] {
+            assert!(refuse_inside(&top.join(beside), Some(&repository)).is_ok());
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What one piece of the log leaves to the next.
 
-use borealis_base::Timestamp;
+use borealis_base::{RecordSpan, Timestamp};
 
-use super::{RecordSpan, RelationRows};
+use super::RelationRows;
 use crate::Lsn;
 use crate::wal::Start;
 

@@ -1,21 +1,11 @@
 //! What a log index holds besides its maps.
 
-use borealis_base::Timestamp;
+use borealis_base::{RecordSpan, TimeStep, Timestamp};
 
-use super::{ChangeMap, TimeStep};
+use super::ChangeMap;
 use crate::control_file::Parameters;
 use crate::wal::UnparsedReason;
 use crate::{DatabaseFiles, Lsn, Relation, Timeline};
-
-/// A record's place: from its first byte to where the next may begin. Recovery is told the start
-/// and includes the record; the log must be kept to the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct RecordSpan {
-    /// Its first byte.
-    pub start: Lsn,
-    /// Where the next record may begin.
-    pub end: Lsn,
-}
 
 /// A checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

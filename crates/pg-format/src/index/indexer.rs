@@ -1,12 +1,12 @@
 //! Folding records into a log index.
 
-use borealis_base::Timestamp;
+use borealis_base::{RecordSpan, Timestamp};
 
 use super::rows::OpenTransactions;
 use super::time_map::TimeMap;
 use super::{
     CarryState, Event, EventKind, ForkKey, FullPageWritesChange, LogIndex, ParameterChange,
-    RULE_SET, RecordSpan, RedoPoint, Unparsed, Widening, visibility_map_block,
+    RULE_SET, RedoPoint, Unparsed, Widening, visibility_map_block,
 };
 use crate::control_file::WalLevel;
 use crate::wal::rmgr::dbase::DbaseRecord;
@@ -508,7 +508,9 @@ impl Folder {
     }
 
     fn note(&mut self, record: RecordSpan, kind: EventKind) {
-        if self.index.events.len() < EVENTS_MAX {
+        // A restore must know of every tablespace, and they are few.
+        let always = matches!(kind, EventKind::TablespaceCreated { .. });
+        if always || self.index.events.len() < EVENTS_MAX {
             self.index.events.push(Event { record, kind });
         } else {
             self.index.events_left_out += 1;

@@ -12,9 +12,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use borealis_base::Timestamp;
+use borealis_base::{RecordSpan, TimeStep, Timestamp};
 
-use super::RecordSpan;
 use crate::Lsn;
 use crate::segment::SegmentSize;
 use crate::wal::WAL_PAGE_SIZE;
@@ -27,18 +26,6 @@ pub const CLOCK_STEP: Duration = Duration::from_secs(1);
 /// Samples that may wait for the log to reach them. A log that lags further has every other sample
 /// dropped.
 pub const PENDING_SAMPLES_MAX: usize = 1024;
-
-/// Times in (the previous step's `settled_through`, `settled_through`] resolve to the position
-/// after this record. Within a log both times and positions ascend from step to step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimeStep {
-    /// The last moment that resolves here.
-    pub settled_through: Timestamp,
-    /// The last record to replay.
-    pub last_start: Lsn,
-    /// Its end, to which the log must be kept.
-    pub last_end: Lsn,
-}
 
 /// The time map of a piece in the making, and what goes on into the next.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,11 +68,10 @@ impl TimeMap {
         }
         self.settled = Some(through);
         match self.steps.last_mut() {
-            Some(step) if step.last_start >= last.start => step.settled_through = through,
+            Some(step) if step.last_record.start >= last.start => step.settled_through = through,
             _ => self.steps.push(TimeStep {
                 settled_through: through,
-                last_start: last.start,
-                last_end: last.end,
+                last_record: last,
             }),
         }
     }
@@ -150,8 +136,7 @@ mod tests {
     fn step(through: i64, start: u64) -> TimeStep {
         TimeStep {
             settled_through: Timestamp(through),
-            last_start: Lsn(start),
-            last_end: Lsn(start + 8),
+            last_record: span(start),
         }
     }
 

@@ -8,13 +8,13 @@ mod messages;
 
 use std::io::Cursor;
 
-use borealis_base::Timestamp;
+use borealis_base::{RecordSpan, TimeStep, Timestamp};
 use prost::Message;
 use roaring::RoaringBitmap;
 
 use super::{
     CarryState, ChangeMap, Event, EventKind, ForkChanges, ForkKey, FullPageWritesChange, LogIndex,
-    ParameterChange, RecordSpan, RedoPoint, RelationRows, TimeStep, Unparsed, Widening,
+    ParameterChange, RedoPoint, RelationRows, Unparsed, Widening,
 };
 use crate::control_file::{Parameters, WalLevel};
 use crate::wal::{Start, UnparsedReason};
@@ -303,7 +303,7 @@ fn steps_out(steps: &[TimeStep]) -> Option<wire::TimeSteps> {
     let mut before = steps.first()?;
     let mut stored = wire::TimeSteps {
         first_settled_through_us: before.settled_through.0,
-        first_start: before.last_start.0,
+        first_start: before.last_record.start.0,
         ..wire::TimeSteps::default()
     };
     for step in steps {
@@ -311,8 +311,10 @@ fn steps_out(steps: &[TimeStep]) -> Option<wire::TimeSteps> {
         stored.later_us.push(later);
         stored
             .further
-            .push(step.last_start.since(before.last_start));
-        stored.lens.push(step.last_end.since(step.last_start));
+            .push(step.last_record.start.since(before.last_record.start));
+        stored
+            .lens
+            .push(step.last_record.end.since(step.last_record.start));
         before = step;
     }
     Some(stored)
@@ -341,8 +343,10 @@ fn steps_in(stored: &wire::TimeSteps) -> Result<Vec<TimeStep>, Error> {
         (time, start) = (at, from);
         steps.push(TimeStep {
             settled_through: Timestamp(at),
-            last_start: Lsn(from),
-            last_end: Lsn(end),
+            last_record: RecordSpan {
+                start: Lsn(from),
+                end: Lsn(end),
+            },
         });
     }
     Ok(steps)

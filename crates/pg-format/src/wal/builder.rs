@@ -1,8 +1,9 @@
 //! Log for tests, put together from the definitions in `access/xlogrecord.h` and
 //! `access/xlog_internal.h` and from nothing of the reader.
 
+use borealis_base::RecordSpan;
+
 use super::Rmgr;
-use crate::index::RecordSpan;
 use crate::{Lsn, Relation};
 
 const PAGE: usize = 8192;

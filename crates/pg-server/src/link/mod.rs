@@ -183,7 +183,8 @@ trait Login: Sync {
 async fn connect<L: Login>(info: &ConnInfo, login: &L) -> Result<L::Link> {
     let mut last = Error::ConnInfo("no host".to_owned());
     for host in &info.hosts {
-        for ask in attempts(info.tls.mode, host) {
+        let asks = attempts(info.tls.mode, host);
+        for (number, ask) in asks.iter().enumerate() {
             let attempt = async {
                 let stream = open(info, host, *ask).await?;
                 let encrypted = stream.is_encrypted();
@@ -211,7 +212,7 @@ async fn connect<L: Login>(info: &ConnInfo, login: &L) -> Result<L::Link> {
                     (error, tls)
                 }
             };
-            if !again {
+            if !again || number + 1 == asks.len() {
                 last = error;
                 break;
             }

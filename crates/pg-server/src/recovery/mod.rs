@@ -126,6 +126,8 @@ pub enum Goal {
 pub struct Recovery<'a> {
     /// The command that fetches a file of the log; `%f` and `%p` as PostgreSQL defines them.
     pub restore_command: &'a str,
+    /// The command to run when recovery ends, if any.
+    pub end_command: Option<&'a str>,
     /// The timeline to follow.
     pub branch: Branch,
     /// How far.
@@ -231,6 +233,9 @@ fn recovery_block(recovery: &Recovery<'_>) -> String {
         push_setting(&mut block, name, value);
     };
     set("restore_command", recovery.restore_command);
+    if let Some(command) = recovery.end_command {
+        set("recovery_end_command", command);
+    }
     match recovery.goal {
         Goal::Promote(position) => {
             set("recovery_target_lsn", &position.to_string());
@@ -363,6 +368,14 @@ impl Writer<'_> {
             "listen_addresses" => self.addresses(value),
             "huge_pages" if value.eq_ignore_ascii_case("on") => {
                 Fate::Replace("try".to_owned(), "this machine may have none".to_owned())
+            }
+            // From 18 on; a server whose build or kernel has no io_uring does not start with it.
+            "io_method" if value.eq_ignore_ascii_case("io_uring") => {
+                self.warn("io_method: io_uring may not be allowed here; worker is used".to_owned());
+                Fate::Replace(
+                    "worker".to_owned(),
+                    "this machine may not allow io_uring".to_owned(),
+                )
             }
             name if LIBRARIES.contains(&name) => self.libraries(name, value),
             _ => Fate::Keep,

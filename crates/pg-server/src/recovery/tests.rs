@@ -28,6 +28,7 @@ fn make(config: &ConfigFiles, goal: Goal) -> RestoredConfig {
     };
     let recovery = Recovery {
         restore_command: r"fetch '%f' \x",
+        end_command: Some("finish"),
         branch: Branch(3),
         goal,
     };
@@ -125,6 +126,8 @@ fn settings_that_cannot_hold_here_are_comments() {
             Some("localhost"),
         ),
         ("huge_pages = on", "huge_pages", Some("try")),
+        ("io_method = io_uring", "io_method", Some("worker")),
+        ("io_method = 'sync'", "io_method", Some("sync")),
         (
             "shared_preload_libraries = 'timescaledb, auto_explain'",
             "shared_preload_libraries",
@@ -172,6 +175,10 @@ fn recovery_stops_at_the_start_of_the_last_record_on_a_numbered_timeline() {
 
     let standby = make(&main_only(""), Goal::Standby);
     assert_eq!(effective(&standby, "recovery_target_lsn"), None);
+    assert_eq!(
+        effective(&standby, "recovery_end_command").as_deref(),
+        Some("finish")
+    );
     assert_eq!(effective(&standby, "hot_standby").as_deref(), Some("on"));
     assert_eq!(text(&standby, "standby.signal"), "");
 }

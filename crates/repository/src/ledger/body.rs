@@ -1,10 +1,10 @@
 //! What ledger entries say. No entry names anything that is not durable when it is appended.
 
-use borealis_base::{Branch, Position, Timestamp};
+use borealis_base::{Branch, Position, RecordSpan, Timestamp};
 use bytes::Bytes;
 
 use super::Holder;
-use crate::plan::{ObjectRef, RecordSpan};
+use crate::plan::ObjectRef;
 
 /// The body of a ledger entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,12 +19,17 @@ pub enum EntryBody {
     BaseBackup(BaseBackup),
     /// Moments settled without new log.
     Settled(Settled),
-    /// Log that was never stored and never will be.
+    /// Log that was never stored and never will be, or over which nothing may be replayed.
     Gap(Gap),
     /// A branch began.
     BranchStarted(BranchStarted),
     /// The lineage takes no more entries of the log.
     Retired(Retired),
+    /// Nothing but what each entry's head says: how far the log was read back. Brings the next recap
+    /// closer, which spares readers an entry that the store has lost.
+    ReadBack,
+    /// What an attempt at a base backup has stored so far.
+    PartialBaseBackup(PartialBaseBackup),
 }
 
 /// See [`EntryBody::Opened`].
@@ -87,6 +92,27 @@ pub struct BaseBackup {
     pub rule_set: u32,
     /// The engine's own record of it, opaque.
     pub engine: Bytes,
+}
+
+/// See [`EntryBody::PartialBaseBackup`]. It counts until the next entry of its kind or of a base backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialBaseBackup {
+    /// Its partial manifest.
+    pub manifest: ObjectRef,
+    /// Branch of `start`.
+    pub branch: Branch,
+    /// Where the attempt began: every page of the manifest is as of this position.
+    pub start: Position,
+    /// When the attempt began.
+    pub started_at: Timestamp,
+    /// Bytes stored so far by this attempt and by those that it goes on from.
+    pub new_bytes: u64,
+    /// Pages that the manifest has.
+    pub stored_pages: u64,
+    /// Pages that it lacks.
+    pub missing_pages: u64,
+    /// Number of the rule set that chose which pages to read.
+    pub rule_set: u32,
 }
 
 /// See [`EntryBody::Settled`].

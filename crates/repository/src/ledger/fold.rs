@@ -8,7 +8,8 @@ use super::holder::{Holder, Presence};
 use super::message;
 use crate::numbered::{Chain, Item};
 use crate::plan::{
-    BaseBackupSummary, BranchSummary, GapSummary, LineageState, PieceSummary, SettledSummary,
+    BaseBackupSummary, BranchSummary, GapSummary, LineageState, PartialSummary, PieceSummary,
+    SettledSummary,
 };
 use crate::{Error, Result, layout};
 
@@ -58,9 +59,11 @@ impl Fold {
         let number = item.head.number;
         let name = layout::entry(self.state.lineage, number);
         let body = decode_body(&name, &item)?;
+        let read_back = item.head.read_back;
         self.chain.accept(&name, &item)?;
         self.fold(&item, body);
         self.state.head = number;
+        self.state.read_back = self.state.read_back.max(read_back);
         self.last_recorded_at = Some(item.head.recorded_at);
         if (number - 1).is_multiple_of(self.entries_per_checkpoint) {
             self.block.clear();
@@ -104,19 +107,37 @@ impl Fold {
                 stored_bytes: item.object_len,
                 head_digest: item.digest,
             }),
-            EntryBody::BaseBackup(backup) => state.base_backups.push(BaseBackupSummary {
-                entry,
-                recorded_at,
-                manifest: backup.manifest,
-                branch: backup.branch,
-                start: backup.start,
-                end: backup.end,
-                started_at: backup.started_at,
-                ended_at: backup.ended_at,
-                new_bytes: backup.new_bytes,
-                total_pages: backup.total_pages,
-                rule_set: backup.rule_set,
-            }),
+            EntryBody::BaseBackup(backup) => {
+                // What was stored before it is in it, or is older than it.
+                state.partial = None;
+                state.base_backups.push(BaseBackupSummary {
+                    entry,
+                    recorded_at,
+                    manifest: backup.manifest,
+                    branch: backup.branch,
+                    start: backup.start,
+                    end: backup.end,
+                    started_at: backup.started_at,
+                    ended_at: backup.ended_at,
+                    new_bytes: backup.new_bytes,
+                    total_pages: backup.total_pages,
+                    rule_set: backup.rule_set,
+                });
+            }
+            EntryBody::PartialBaseBackup(partial) => {
+                state.partial = Some(PartialSummary {
+                    entry,
+                    recorded_at,
+                    manifest: partial.manifest,
+                    branch: partial.branch,
+                    start: partial.start,
+                    started_at: partial.started_at,
+                    new_bytes: partial.new_bytes,
+                    stored_pages: partial.stored_pages,
+                    missing_pages: partial.missing_pages,
+                    rule_set: partial.rule_set,
+                });
+            }
             EntryBody::Settled(settled) => state.settled.push(SettledSummary {
                 entry,
                 recorded_at,
@@ -141,6 +162,7 @@ impl Fold {
                 state.branches.insert(started.branch, summary);
             }
             EntryBody::Retired(retired) => state.retired = Some(retired.reason),
+            EntryBody::ReadBack => {}
         }
     }
 

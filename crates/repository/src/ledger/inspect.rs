@@ -1,6 +1,6 @@
 //! The ledger's objects, for people.
 
-use borealis_base::{LineageId, Timestamp, WriteId};
+use borealis_base::{LineageId, RecordSpan, Timestamp, WriteId};
 use borealis_keys::DataKeys;
 use bytes::Bytes;
 use prost::Message;
@@ -12,7 +12,7 @@ use super::holder::Holder;
 use super::message::{self, CheckpointMessage, EpochMessage, FloorMessage, HolderMessage};
 use crate::inspect::{hex, opaque};
 use crate::object::ObjectView;
-use crate::plan::RecordSpan;
+use crate::plan::ObjectRef;
 use crate::{Error, Result};
 
 fn clear<M: Message + Default>(object: &ObjectView) -> Result<M> {
@@ -81,6 +81,15 @@ fn span(span: RecordSpan) -> Value {
     json!({"start": span.start, "end": span.end})
 }
 
+fn object_ref(object: &ObjectRef) -> Value {
+    json!({
+        "lineage": object.lineage,
+        "object": object.object,
+        "len": object.len,
+        "head_digest": hex(&object.head_digest),
+    })
+}
+
 pub(crate) fn inspect_body(name: &str, body: Bytes) -> Result<Value> {
     Ok(match decode(name, body)? {
         EntryBody::Opened(b) => json!({"opened": {
@@ -99,12 +108,7 @@ pub(crate) fn inspect_body(name: &str, body: Bytes) -> Result<Value> {
             "resume_at": b.resume_at,
         }}),
         EntryBody::BaseBackup(b) => json!({"base_backup": {
-            "manifest": {
-                "lineage": b.manifest.lineage,
-                "object": b.manifest.object,
-                "len": b.manifest.len,
-                "head_digest": hex(&b.manifest.head_digest),
-            },
+            "manifest": object_ref(&b.manifest),
             "branch": b.branch,
             "start": b.start,
             "end": b.end,
@@ -132,6 +136,17 @@ pub(crate) fn inspect_body(name: &str, body: Bytes) -> Result<Value> {
             "at": b.at,
             "history": opaque(&b.history),
         }}),
+        EntryBody::ReadBack => json!({"read_back": {}}),
         EntryBody::Retired(b) => json!({"retired": {"reason": b.reason}}),
+        EntryBody::PartialBaseBackup(b) => json!({"partial_base_backup": {
+            "manifest": object_ref(&b.manifest),
+            "branch": b.branch,
+            "start": b.start,
+            "started_at": b.started_at,
+            "new_bytes": b.new_bytes,
+            "stored_pages": b.stored_pages,
+            "missing_pages": b.missing_pages,
+            "rule_set": b.rule_set,
+        }}),
     })
 }

@@ -1,18 +1,19 @@
 //! The ledger's messages, encoded.
 
-use borealis_base::{Branch, LineageId, ObjectId, Position, Timestamp};
+use borealis_base::{Branch, LineageId, ObjectId, Position, RecordSpan, Timestamp};
 use bytes::Bytes;
 use prost::Message;
 
 use super::body::{
-    BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Opened, Retired, Settled,
+    BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Opened, PartialBaseBackup,
+    Retired, Settled,
 };
 use super::holder::Holder;
-use crate::plan::{ObjectRef, RecordSpan};
+use crate::plan::ObjectRef;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct BodyMessage {
-    #[prost(oneof = "BodyKind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "BodyKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     kind: Option<BodyKind>,
 }
 
@@ -34,7 +35,14 @@ enum BodyKind {
     Retired(RetiredMessage),
     #[prost(message, tag = "8")]
     Closed(ClosedMessage),
+    #[prost(message, tag = "9")]
+    PartialBaseBackup(PartialBaseBackupMessage),
+    #[prost(message, tag = "10")]
+    ReadBack(ReadBackMessage),
 }
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ReadBackMessage {}
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct OpenedMessage {
@@ -131,6 +139,26 @@ struct BaseBackupMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct PartialBaseBackupMessage {
+    #[prost(message, optional, tag = "1")]
+    manifest: Option<ObjectRefMessage>,
+    #[prost(uint32, tag = "2")]
+    branch: u32,
+    #[prost(uint64, tag = "3")]
+    start: u64,
+    #[prost(sint64, tag = "4")]
+    started_at: i64,
+    #[prost(uint64, tag = "5")]
+    new_bytes: u64,
+    #[prost(uint64, tag = "6")]
+    stored_pages: u64,
+    #[prost(uint64, tag = "7")]
+    missing_pages: u64,
+    #[prost(uint32, tag = "8")]
+    rule_set: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct SettledMessage {
     #[prost(uint32, tag = "1")]
     branch: u32,
@@ -224,6 +252,15 @@ fn read_span(message: &SpanMessage) -> RecordSpan {
     }
 }
 
+fn object_ref(object: &ObjectRef) -> ObjectRefMessage {
+    ObjectRefMessage {
+        lineage: Bytes::copy_from_slice(&object.lineage.0),
+        object: Bytes::copy_from_slice(&object.object.0),
+        len: object.len,
+        head_digest: Bytes::copy_from_slice(&object.head_digest),
+    }
+}
+
 fn read_ref(message: &ObjectRefMessage) -> Option<ObjectRef> {
     Some(ObjectRef {
         lineage: LineageId::from_slice(&message.lineage)?,
@@ -274,12 +311,7 @@ pub(super) fn encode(body: &EntryBody) -> Bytes {
             resume_at: b.resume_at.0,
         }),
         EntryBody::BaseBackup(b) => BodyKind::BaseBackup(BaseBackupMessage {
-            manifest: Some(ObjectRefMessage {
-                lineage: Bytes::copy_from_slice(&b.manifest.lineage.0),
-                object: Bytes::copy_from_slice(&b.manifest.object.0),
-                len: b.manifest.len,
-                head_digest: Bytes::copy_from_slice(&b.manifest.head_digest),
-            }),
+            manifest: Some(object_ref(&b.manifest)),
             branch: b.branch.0,
             start: b.start.0,
             end: b.end.0,
@@ -308,6 +340,17 @@ pub(super) fn encode(body: &EntryBody) -> Bytes {
             history: b.history,
         }),
         EntryBody::Retired(b) => BodyKind::Retired(RetiredMessage { reason: b.reason }),
+        EntryBody::PartialBaseBackup(b) => BodyKind::PartialBaseBackup(PartialBaseBackupMessage {
+            manifest: Some(object_ref(&b.manifest)),
+            branch: b.branch.0,
+            start: b.start.0,
+            started_at: b.started_at.0,
+            new_bytes: b.new_bytes,
+            stored_pages: b.stored_pages,
+            missing_pages: b.missing_pages,
+            rule_set: b.rule_set,
+        }),
+        EntryBody::ReadBack => BodyKind::ReadBack(ReadBackMessage {}),
     };
     BodyMessage { kind: Some(kind) }.encode_to_vec().into()
 }
@@ -374,5 +417,16 @@ fn read_kind(kind: BodyKind) -> Option<EntryBody> {
             history: m.history,
         }),
         BodyKind::Retired(m) => EntryBody::Retired(Retired { reason: m.reason }),
+        BodyKind::PartialBaseBackup(m) => EntryBody::PartialBaseBackup(PartialBaseBackup {
+            manifest: read_ref(m.manifest.as_ref()?)?,
+            branch: Branch(m.branch),
+            start: Position(m.start),
+            started_at: Timestamp(m.started_at),
+            new_bytes: m.new_bytes,
+            stored_pages: m.stored_pages,
+            missing_pages: m.missing_pages,
+            rule_set: m.rule_set,
+        }),
+        BodyKind::ReadBack(_) => EntryBody::ReadBack,
     })
 }

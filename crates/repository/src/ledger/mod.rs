@@ -25,7 +25,8 @@ use bytes::Bytes;
 use prost::Message;
 
 pub use body::{
-    BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Opened, Retired, Settled,
+    BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Opened, PartialBaseBackup,
+    Retired, Settled,
 };
 pub use floor::raise_floor;
 pub use fold::EpochSummary;

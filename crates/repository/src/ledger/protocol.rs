@@ -80,6 +80,7 @@ mod tests {
             write_id: WriteId([id; 16]),
             previous: [previous; 32],
             recorded_at: Timestamp(0),
+            read_back: 0,
         };
         for fence in [false, true] {
             let on = |found: EntryHead| on_exists(&intent(fence), &found);

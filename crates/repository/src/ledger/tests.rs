@@ -2,12 +2,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use borealis_base::{Branch, ErrorKind, ManualClock, ObjectId, Position, SeededEntropy, Timestamp};
+use borealis_base::{
+    Branch, ErrorKind, ManualClock, ObjectId, Position, RecordSpan, SeededEntropy, Timestamp,
+};
 use borealis_keys::DataKey;
 
 use super::*;
 use crate::object::PreparedFrame;
-use crate::plan::{ObjectRef, RecordSpan};
+use crate::plan::ObjectRef;
 use crate::store::{
     Counters, CountingStore, Created, FaultStore, Faults, Listed, MemoryStore, Stat, StoreError,
     StoreErrorKind,
@@ -105,7 +107,49 @@ fn one_of_each() -> Vec<EntryBody> {
         EntryBody::Retired(Retired {
             reason: "replaced".to_owned(),
         }),
+        EntryBody::ReadBack,
+        partial(500),
     ]
+}
+
+fn partial(start: u64) -> EntryBody {
+    EntryBody::PartialBaseBackup(PartialBaseBackup {
+        manifest: ObjectRef {
+            lineage: LineageId([2; 16]),
+            object: ObjectId([6; 16]),
+            len: 88,
+            head_digest: [7; 32],
+        },
+        branch: Branch(1),
+        start: Position(start),
+        started_at: Timestamp(-5),
+        new_bytes: 9,
+        stored_pages: 7,
+        missing_pages: 3,
+        rule_set: 3,
+    })
+}
+
+#[tokio::test]
+async fn a_partial_base_backup_counts_until_the_next_one_or_a_base_backup() {
+    let context = context(Arc::new(MemoryStore::default()), 1);
+    let mut writer = LedgerWriter::open(context.clone(), opening())
+        .await
+        .unwrap();
+    let start = |writer: &LedgerWriter| writer.state().partial.as_ref().map(|p| p.start);
+    for at in [100, 200] {
+        writer.append(&partial(at), Vec::new()).await.unwrap();
+        assert_eq!(start(&writer), Some(Position(at)));
+        assert!(writer.state().base_backups.is_empty());
+    }
+    let whole = one_of_each()
+        .into_iter()
+        .find(|body| matches!(body, EntryBody::BaseBackup(_)));
+    writer.append(&whole.unwrap(), Vec::new()).await.unwrap();
+    assert_eq!(start(&writer), None);
+    assert_eq!(writer.state().base_backups.len(), 1);
+    let reader = LedgerReader::load(context).await.unwrap();
+    assert_eq!(reader.state(), writer.state());
 }
 
 #[tokio::test]
@@ -123,7 +167,7 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     let reader = LedgerReader::load(context).await.unwrap();
     assert_eq!(reader.state(), writer.state());
     let state = reader.state();
-    assert_eq!((state.head, state.log_unit), (7, 16 << 20));
+    assert_eq!((state.head, state.log_unit), (9, 16 << 20));
     let piece = &state.pieces[0];
     assert_eq!(
         (piece.entry, piece.start, piece.end),
@@ -133,6 +177,9 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     assert_eq!(piece.recorded_at, Timestamp(1_000));
     assert_eq!(state.base_backups[0].manifest.len, 77);
     assert_eq!(state.base_backups[0].rule_set, 3);
+    let partial = state.partial.as_ref().unwrap();
+    assert_eq!((partial.entry, partial.start), (8, Position(500)));
+    assert_eq!((partial.stored_pages, partial.missing_pages), (7, 3));
     assert_eq!(state.settled[0].through, Timestamp(-9));
     assert_eq!(state.gaps[0].reason, "slot lost");
     assert_eq!(state.branches[&Branch(2)].parent, Branch(1));
@@ -485,4 +532,73 @@ async fn a_floor_is_raised_to_boundaries_that_exist_and_never_falls() {
     let error = LedgerReader::load(context).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.to_string().contains(&anchor), "{error}");
+}
+
+/// A store that loses an entry after it acknowledged it cuts readers off only until a later entry
+/// repeats what it said.
+#[tokio::test]
+async fn an_entry_that_the_store_lost_is_repeated_by_a_later_one() {
+    // Within a group; the recap of a group, which only a checkpoint repeats; beside a checkpoint.
+    for lost in [3, 4, 6, 8] {
+        let mut context = context(Arc::new(MemoryStore::default()), 1);
+        context.shape = Shape {
+            recap: 4,
+            checkpoint: 8,
+        };
+        let mut writer = LedgerWriter::open(context.clone(), opening())
+            .await
+            .unwrap();
+        while writer.state().head < lost {
+            let at = writer.state().head;
+            writer.append(&piece(at, at + 1), Vec::new()).await.unwrap();
+        }
+        let name = layout::entry(context.lineage, lost);
+        context.store.delete(&name).await.unwrap();
+        writer
+            .append(&piece(lost, lost + 1), Vec::new())
+            .await
+            .unwrap();
+        if !writer.is_repeated(lost) {
+            let error = LedgerReader::load(context.clone()).await.err().unwrap();
+            assert!(error.to_string().contains(&name), "{error}");
+        }
+        while !writer.is_repeated(lost) {
+            writer
+                .append(&EntryBody::ReadBack, Vec::new())
+                .await
+                .unwrap();
+        }
+        assert!(writer.state().head <= lost + 8, "entry {lost}");
+        let reader = LedgerReader::load(context).await.unwrap();
+        assert_eq!(reader.state(), writer.state(), "entry {lost}");
+    }
+}
+
+#[tokio::test]
+async fn how_far_the_log_was_read_back_is_known_to_the_next_writer() {
+    let context = context(Arc::new(MemoryStore::default()), 1);
+    let mut writer = LedgerWriter::open(context.clone(), opening())
+        .await
+        .unwrap();
+    for n in 0..3 {
+        writer.append(&piece(n, n + 1), Vec::new()).await.unwrap();
+    }
+    assert_eq!(writer.state().unread_pieces().len(), 3);
+    writer.note_read_back(3);
+    // Noted is not stored yet.
+    assert_eq!(
+        LedgerReader::load(context.clone())
+            .await
+            .unwrap()
+            .state()
+            .read_back,
+        0
+    );
+    writer.close().await.unwrap();
+    let writer = LedgerWriter::open(context, opening()).await.unwrap();
+    assert_eq!(writer.read_back(), 3);
+    let unread: Vec<u64> = (writer.state().unread_pieces().iter())
+        .map(|piece| piece.entry)
+        .collect();
+    assert_eq!(unread, [4]);
 }

@@ -61,6 +61,8 @@ pub struct LedgerWriter {
     /// be appended: it may stand at the next number, now or later.
     pending: Option<NewEntry>,
     checkpointed: u64,
+    /// What the next entry says in [`EntryHead::read_back`].
+    read_back: u64,
 }
 
 impl LedgerWriter {
@@ -80,7 +82,9 @@ impl LedgerWriter {
             fenced_by: None,
             pending: None,
             checkpointed: 0,
+            read_back: 0,
         };
+        writer.read_back = writer.state().read_back;
         if writer.context().keeps(Rule::Fence) {
             writer.fence().await?;
         }
@@ -155,6 +159,30 @@ impl LedgerWriter {
         Ok(())
     }
 
+    /// Notes that each log piece in an entry up to `entry` was read back, or its range withdrawn; the
+    /// entries from the next one on say so.
+    pub fn note_read_back(&mut self, entry: u64) {
+        self.read_back = self.read_back.max(entry);
+    }
+
+    /// Up to which entry each log piece was read back, this writer's notes included.
+    pub fn read_back(&self) -> u64 {
+        self.read_back
+    }
+
+    /// Whether a reader of the whole ledger can do without the object of `entry`, since a later one
+    /// repeats what it says: the recap of its group or, for an entry that is itself a recap, the
+    /// checkpoint.
+    pub fn is_repeated(&self, entry: u64) -> bool {
+        let (shape, head) = (self.context().shape, self.state().head);
+        if entry.is_multiple_of(shape.recap) {
+            // A checkpoint is written before the entry after it.
+            head > entry.next_multiple_of(shape.checkpoint)
+        } else {
+            head >= entry.next_multiple_of(shape.recap)
+        }
+    }
+
     /// Asks whether a newer writer has opened. An append asks by itself; this is for a writer that
     /// has long had nothing to append.
     pub async fn check_epoch(&mut self) -> Result<()> {
@@ -209,6 +237,7 @@ impl LedgerWriter {
             write_id: WriteId::random(entropy),
             previous: chain.digest,
             recorded_at: context.clock.now(),
+            read_back: self.read_back,
         };
         let (id, track) = (ObjectId::random(entropy), context.track());
         let frame_bytes: u64 = frames.iter().map(PreparedFrame::stored_len).sum();

@@ -12,6 +12,5 @@ pub mod time_map;
 #[cfg(test)]
 mod tests;
 
-pub use piece::{LogBytes, PieceIdentity, StoredPiece, prepare_piece};
+pub use piece::{LogBytes, PieceIdentity, StoredPiece, prepare_piece, read_back};
 pub use reader::{LogReader, TimeMaps, pieces_of};
-pub use time_map::TimeStep;

@@ -12,13 +12,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use borealis_base::{Branch, LineageId, Position};
+use borealis_base::{Branch, LineageId, Position, TimeStep};
 use borealis_keys::DataKeys;
 use bytes::Bytes;
 
-use super::time_map::{TimeStep, decode_steps, encode_steps};
+use super::time_map::{decode_steps, encode_steps};
 use crate::object::{
-    Compression, FrameKind, ObjectHead, ObjectKind, PreparedFrame, fetch_frames, fetch_head,
+    Compression, FrameKind, ObjectHead, ObjectKind, ObjectView, PreparedFrame, fetch_frames,
+    fetch_head,
 };
 use crate::plan::PieceSummary;
 use crate::store::Store;
@@ -59,11 +60,18 @@ impl PieceIdentity {
         header
     }
 
-    fn frame(&self, kind: FrameKind, compression: Compression, content: &[u8]) -> PreparedFrame {
-        let mut plain = Vec::with_capacity(HEADER_BYTES + content.len());
+    /// A frame of `content`, laid out in `plain`, which serves one frame after the other.
+    fn frame(
+        &self,
+        kind: FrameKind,
+        compression: Compression,
+        content: &[u8],
+        plain: &mut Vec<u8>,
+    ) -> PreparedFrame {
+        plain.clear();
         plain.extend_from_slice(&self.header());
         plain.extend_from_slice(content);
-        PreparedFrame::new(kind, compression, &plain)
+        PreparedFrame::new(kind, compression, plain)
     }
 }
 
@@ -82,15 +90,14 @@ pub fn prepare_piece(
             bytes.len()
         )));
     }
+    let mut plain = Vec::new();
+    let mut frame = |kind, content: &[u8]| identity.frame(kind, compression, content, &mut plain);
     let mut frames = vec![
-        identity.frame(FRAME_TIME_MAP, compression, &encode_steps(steps)?),
-        identity.frame(FRAME_LOG_INDEX, compression, index),
+        frame(FRAME_TIME_MAP, &encode_steps(steps)?),
+        frame(FRAME_LOG_INDEX, index),
     ];
-    frames.extend(
-        bytes
-            .chunks(LOG_FRAME_BYTES)
-            .map(|chunk| identity.frame(FRAME_LOG_BYTES, compression, chunk)),
-    );
+    let chunks = bytes.chunks(LOG_FRAME_BYTES);
+    frames.extend(chunks.map(|chunk| frame(FRAME_LOG_BYTES, chunk)));
     Ok(frames)
 }
 
@@ -229,6 +236,30 @@ impl StoredPiece {
         }
         Ok(out)
     }
+}
+
+/// Reads a piece back from the store as a whole, and checks that it is the one that the ledger's chain
+/// holds and that each of its frames is what was sealed.
+///
+/// # Errors
+/// Damaged where it is another one, or missing; any other kind where the store could not be asked.
+pub async fn read_back(
+    store: &Arc<dyn Store>,
+    keys: &Arc<DataKeys>,
+    lineage: LineageId,
+    piece: &PieceSummary,
+) -> Result<()> {
+    let name = layout::entry(lineage, piece.entry);
+    let bytes =
+        (store.read(&name).await).map_err(|error| Error::from(error).named_by("the ledger"))?;
+    let (keys, piece) = (Arc::clone(keys), piece.clone());
+    crate::pages::pack::blocking(move || {
+        let view = ObjectView::parse(&name, bytes)?;
+        view.head().expect_kind(ObjectKind::LedgerEntry)?;
+        check_entry(view.head(), &piece)?;
+        view.authenticate(&keys)
+    })
+    .await?
 }
 
 /// Checks a frame's header; returns what follows it.

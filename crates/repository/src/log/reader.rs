@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use borealis_base::{Branch, LineageId, Position};
+use borealis_base::{Branch, LineageId, Position, TimeStep};
 use borealis_keys::DataKeys;
 use futures::{Stream, StreamExt, TryStreamExt};
 
 use super::piece::{LogBytes, StoredPiece};
-use super::time_map::TimeStep;
 use crate::catalog::Lineage;
 use crate::plan::restore::choose_pieces;
 use crate::plan::{Coverage, LineageState, PieceRange, PieceSummary};

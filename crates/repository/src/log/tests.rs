@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use borealis_base::{
-    Branch, Entropy, ErrorKind, LineageId, ObjectId, Position, SeededEntropy, Timestamp,
+    Branch, Entropy, ErrorKind, LineageId, ObjectId, Position, RecordSpan, SeededEntropy, TimeStep,
+    Timestamp,
 };
 use borealis_keys::{DataKey, DataKeys};
 use futures::TryStreamExt;
@@ -11,8 +12,8 @@ use futures::TryStreamExt;
 use super::piece::LOG_FRAME_BYTES;
 use super::*;
 use crate::object::{Compression, ObjectBuilder, ObjectKind};
-use crate::plan::{LineageState, PieceSummary, RecordSpan};
-use crate::store::{MemoryStore, Store};
+use crate::plan::{LineageState, PieceSummary};
+use crate::store::{FaultStore, Faults, MemoryStore, Store};
 use crate::{Error, Result, layout};
 
 const LINEAGE: LineageId = LineageId([3; 16]);
@@ -244,5 +245,49 @@ async fn a_flipped_truncated_or_missing_piece_is_never_read() {
     }
     world.store.delete(&name).await.unwrap();
     let error = world.read(0, 4_000).await.unwrap_err();
+    assert!(matches!(error, Error::Missing { .. }), "{error}");
+}
+
+async fn read_back_of(world: &World, store: Arc<dyn Store>, index: usize) -> Result<()> {
+    read_back(&store, &world.keys, LINEAGE, &world.state.pieces[index]).await
+}
+
+#[tokio::test]
+async fn a_piece_stored_wrong_or_lost_is_told_from_a_store_that_gives_no_answer() {
+    let world = World::new(&[3_000, LOG_FRAME_BYTES + 9_000]);
+    let whole = || Arc::clone(&world.store) as Arc<dyn Store>;
+    for index in [0, 1] {
+        read_back_of(&world, whole(), index).await.unwrap();
+    }
+    let (first, second) = (layout::entry(LINEAGE, 1), layout::entry(LINEAGE, 2));
+    let faults = Faults {
+        failures: 1_000,
+        ..Faults::default()
+    };
+    let silent = Arc::new(FaultStore::new(whole(), faults, 1));
+    let error = read_back_of(&world, silent, 0).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+
+    let bytes = world.store.read(&second).await.unwrap();
+    let mut wrong: Vec<bytes::Bytes> = [30, bytes.len() / 2, bytes.len() - 1]
+        .into_iter()
+        .map(|at| {
+            let mut flipped = bytes.to_vec();
+            flipped[at] ^= 1;
+            flipped.into()
+        })
+        .collect();
+    // Whole and well formed, but another one; cut short; nothing at all.
+    wrong.push(world.store.read(&first).await.unwrap());
+    wrong.push(bytes.slice(..bytes.len() - 8));
+    wrong.push(bytes::Bytes::new());
+    for wrong in wrong {
+        world.store.tamper(&second, wrong);
+        let error = read_back_of(&world, whole(), 1).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+        assert!(error.to_string().contains(&second), "{error}");
+    }
+    world.store.delete(&second).await.unwrap();
+    let error = read_back_of(&world, whole(), 1).await.unwrap_err();
     assert!(matches!(error, Error::Missing { .. }), "{error}");
 }

@@ -4,22 +4,12 @@
 //! just behind `last_record`. A moment is settled once, by the first step that reaches it, and means
 //! the same for ever after; what later log says of earlier times changes nothing.
 
-use borealis_base::{Position, Timestamp};
+use borealis_base::{Position, RecordSpan, TimeStep, Timestamp};
 
-use crate::plan::RecordSpan;
 use crate::wire::{Malformed, Reader, put_varint, put_zigzag};
 
 /// Steps in one time map at most.
 pub const TIME_STEPS_MAX: usize = 1 << 20;
-
-/// One step of a time map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimeStep {
-    /// The last moment this step settles.
-    pub settled_through: Timestamp,
-    /// The last record that a restore to such a moment replays.
-    pub last_record: RecordSpan,
-}
 
 /// Checks that moments strictly increase and positions do not decrease.
 pub fn check_steps(steps: &[TimeStep]) -> Result<(), Malformed> {

@@ -22,6 +22,9 @@ pub struct EntryHead {
     pub previous: HeadDigest,
     /// When it was written, by the writer's clock.
     pub recorded_at: Timestamp,
+    /// In a ledger: each log piece in an entry up to this one was read back from the store after it was
+    /// stored, or its range was withdrawn. Zero if none was yet, and in other logs.
+    pub read_back: u64,
 }
 
 /// An entry as the logs are folded from.
@@ -51,6 +54,8 @@ pub(crate) struct EntryHeadMessage {
     previous: Bytes,
     #[prost(sint64, tag = "6")]
     recorded_at: i64,
+    #[prost(uint64, tag = "7")]
+    read_back: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -80,6 +85,7 @@ impl EntryHead {
             write_id: Bytes::copy_from_slice(&self.write_id.0),
             previous: Bytes::copy_from_slice(&self.previous),
             recorded_at: self.recorded_at.0,
+            read_back: self.read_back,
         }
     }
 
@@ -91,6 +97,7 @@ impl EntryHead {
             write_id: WriteId::from_slice(&message.write_id)?,
             previous: message.previous.as_ref().try_into().ok()?,
             recorded_at: Timestamp(message.recorded_at),
+            read_back: message.read_back,
         })
     }
 

@@ -110,6 +110,7 @@ impl<S: Logged> NumberedLog<S> {
                 write_id: WriteId::random(self.entropy.as_ref()),
                 previous: self.chain.digest,
                 recorded_at: self.clock.now(),
+                read_back: 0,
             };
             let (number, write_id) = (head.number, head.write_id);
             let object = ObjectId::random(self.entropy.as_ref());

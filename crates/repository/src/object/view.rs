@@ -234,6 +234,11 @@ impl ObjectHead {
     /// Refused where the data key is not held; damaged where the bytes are not those that were sealed
     /// under this head and number.
     pub fn open_frame(&self, keys: &DataKeys, number: u32, stored: &[u8]) -> Result<Bytes> {
+        self.open_with(self.cipher(keys)?.as_ref(), number, stored)
+    }
+
+    /// What opens its frames; `None` where it is unsealed.
+    fn cipher(&self, keys: &DataKeys) -> Result<Option<ObjectCipher>> {
         let data_key = match self.data_key {
             None => None,
             Some(id) => Some(keys.get(id).ok_or_else(|| Error::UnknownDataKey {
@@ -241,8 +246,7 @@ impl ObjectHead {
                 key: id,
             })?),
         };
-        let cipher = data_key.map(|key| ObjectCipher::new(&key.secret, self.id));
-        self.open_with(cipher.as_ref(), number, stored)
+        Ok(data_key.map(|key| ObjectCipher::new(&key.secret, self.id)))
     }
 
     /// Opens a frame of an unsealed object.
@@ -387,6 +391,30 @@ impl ObjectView {
     /// Authenticates and opens frame `number`.
     pub fn frame(&self, keys: &DataKeys, number: u32) -> Result<Bytes> {
         self.head.open_frame(keys, number, self.stored(number)?)
+    }
+
+    /// Authenticates every frame: the object is whole, and what its writer sealed.
+    ///
+    /// # Errors
+    /// As [`ObjectHead::open_frame`].
+    pub fn authenticate(&self, keys: &DataKeys) -> Result<()> {
+        let cipher = self.head.cipher(keys)?;
+        let Some(cipher) = cipher else {
+            return Ok(());
+        };
+        let mut content = Vec::new();
+        for number in 0..self.head.frames.len() as u32 {
+            content.clear();
+            content.extend_from_slice(self.stored(number)?);
+            if cipher
+                .open(&self.head.digest, number, &mut content)
+                .is_none()
+            {
+                let what = format!("frame {number} fails authentication");
+                return Err(self.head.damaged(what));
+            }
+        }
+        Ok(())
     }
 
     /// Opens frame `number` of an unsealed object.

@@ -104,6 +104,7 @@ impl Inspector for ManifestInspector {
             "started_at": info.started_at,
             "ended_at": info.ended_at,
             "rule_set": info.rule_set,
+            "partial": body.missing_pages.map(|pages| json!({"missing_pages": pages})),
             "engine": std::str::from_utf8(&info.engine).ok()
                 .and_then(|text| serde_json::from_str(text).ok())
                 .unwrap_or_else(|| opaque(&info.engine)),

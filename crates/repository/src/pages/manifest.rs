@@ -2,6 +2,7 @@
 //! but for the map parts that it names in earlier ones.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use borealis_base::{Branch, LineageId, Position, Timestamp};
@@ -11,6 +12,7 @@ use super::fetch::{Fetcher, open_each};
 use super::map::{Changes, Location, Run, decode_runs};
 use super::message;
 use super::pack::{PackNumbers, PackTarget, StoredPack, blocking, put_and_read_back};
+use super::partial::PartialManifest;
 use super::parts::{Part, Rebuild, Rebuilt, UseChange, check_index, check_part, pages_of};
 use crate::object::{Compression, ObjectBuilder, ObjectKind};
 use crate::plan::ObjectRef;
@@ -161,6 +163,14 @@ pub(super) struct Body {
     pub parts: Vec<Part<PartHandle>>,
     pub next_file: u32,
     pub next_pack: u32,
+    /// Pages of a partial manifest that are in no run; `None` for a base backup.
+    pub missing_pages: Option<u64>,
+}
+
+/// Pages below the lengths of all page files.
+fn pages_in(files: &FileTable) -> u64 {
+    let lengths = files.page_files.values().map(|file| u64::from(file.length));
+    lengths.sum()
 }
 
 fn check_path(name: &str) -> Result<(), Malformed> {
@@ -175,8 +185,8 @@ fn check_path(name: &str) -> Result<(), Malformed> {
 }
 
 impl Body {
-    /// Checks that everything named exists: every page below its file's length is in the map, every
-    /// pack used is in the table, every blob's chunks add up. Holes within a part are found when the
+    /// Checks that everything named exists: every page below its file's length is in the map, but for
+    /// those that a partial manifest says it lacks; every pack used is in the table, every blob's chunks add up. Holes within a part are found when the
     /// part is read; their number shows here.
     pub(super) fn check_closure(&self) -> Result<(), Malformed> {
         let mut paths = BTreeSet::new();
@@ -226,12 +236,9 @@ impl Body {
             .parts
             .iter()
             .try_fold(0_u64, |sum, part| sum.checked_add(part.pages));
-        let wanted: u64 = files
-            .page_files
-            .values()
-            .map(|file| u64::from(file.length))
-            .sum();
-        if mapped != Some(wanted) {
+        let wanted = pages_in(files);
+        let known = mapped.and_then(|mapped| mapped.checked_add(self.missing_pages.unwrap_or(0)));
+        if known != Some(wanted) {
             return Err(Malformed(format!(
                 "the page map names {} of {wanted} pages",
                 mapped.unwrap_or(u64::MAX)
@@ -317,7 +324,22 @@ impl Manifest {
     }
 
     /// Loads and checks the manifest that `object` names.
+    ///
+    /// # Errors
+    /// Damaged where it is a partial one: nothing can be restored from it.
     pub async fn load(fetcher: &Fetcher, object: &ObjectRef) -> Result<Self> {
+        let manifest = Self::load_any(fetcher, object).await?;
+        if manifest.body.missing_pages.is_some() {
+            return Err(Error::damaged(
+                manifest.name(),
+                "it is a partial manifest, where that of a whole base backup is named",
+            ));
+        }
+        Ok(manifest)
+    }
+
+    /// Loads a whole or a partial one.
+    pub(super) async fn load_any(fetcher: &Fetcher, object: &ObjectRef) -> Result<Self> {
         let head = fetcher
             .head(ObjectKind::Manifest, object, "the ledger")
             .await?;
@@ -368,10 +390,19 @@ async fn load_part(fetcher: &Fetcher, body: &Body, index: usize, by: &str) -> Re
         .map_err(|error| head.damaged(format!("map part in frame {number}: {error}")))
 }
 
+/// What a manifest is stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// A base backup: no page may be missing.
+    Whole,
+    /// What there is so far.
+    Partial,
+}
+
 /// Collects what a new manifest consists of.
 ///
-/// Nothing is stored before [`Self::store`]; a builder that is dropped leaves only packs that nothing
-/// names.
+/// Nothing is stored before [`Self::store`] or [`Self::store_partial`]; a builder that is dropped leaves
+/// only packs that nothing names.
 pub struct ManifestBuilder {
     parent: Option<Arc<Manifest>>,
     by_name: BTreeMap<String, u32>,
@@ -379,6 +410,7 @@ pub struct ManifestBuilder {
     files: FileTable,
     next_file: u32,
     limits: BTreeMap<u32, u32>,
+    forgotten: Vec<(u32, Range<u32>)>,
     runs: Vec<Run>,
     packs: Vec<StoredPack>,
 }
@@ -393,6 +425,7 @@ impl ManifestBuilder {
             files: FileTable::default(),
             next_file: 0,
             limits: BTreeMap::new(),
+            forgotten: Vec::new(),
             runs: Vec::new(),
             packs: Vec::new(),
         }
@@ -413,6 +446,11 @@ impl ManifestBuilder {
             parent: Some(parent),
             ..Self::first()
         }
+    }
+
+    /// A base backup that takes over from what an attempt had stored. What that lacks must be placed.
+    pub fn resume(partial: &PartialManifest) -> Self {
+        Self::next(Arc::new(partial.manifest().clone()))
     }
 
     /// The numbers that the pack writers of this base backup must share.
@@ -441,6 +479,13 @@ impl ManifestBuilder {
     pub fn limit(&mut self, file: u32, limit: u32) {
         let known = self.limits.entry(file).or_insert(limit);
         *known = (*known).min(limit);
+    }
+
+    /// Takes over none of these pages: they are to be placed anew, or they are missing from what is
+    /// stored before they are. Said at once of all pages to be read.
+    pub fn forget(&mut self, file: u32, pages: impl IntoIterator<Item = Range<u32>>) {
+        let pages = pages.into_iter().map(|pages| (file, pages));
+        self.forgotten.extend(pages);
     }
 
     /// Places pages anew.
@@ -476,10 +521,52 @@ impl ManifestBuilder {
     /// Bug where a page below its file's length has no place, or a place is in no pack: such a base
     /// backup must not be named by anything.
     pub async fn store(
-        self,
+        mut self,
         target: &PackTarget,
         fetcher: &Fetcher,
         info: BaseBackupInfo,
+    ) -> Result<Manifest> {
+        let files = std::mem::take(&mut self.files);
+        self.store_as(target, fetcher, info, files, Extent::Whole)
+            .await
+    }
+
+    /// Stores what there is so far as a partial manifest, reads it back, and goes on from it: its map
+    /// parts are shared by what is stored next, and the runs in it need no memory any more. All packs of
+    /// the runs placed so far must have been added. It has the blobs that the parent has. After an error
+    /// nothing more can be stored with this builder.
+    pub async fn store_partial(
+        &mut self,
+        target: &PackTarget,
+        fetcher: &Fetcher,
+        info: BaseBackupInfo,
+    ) -> Result<PartialManifest> {
+        let page_files = self.files.page_files.clone();
+        let taken: BTreeSet<&str> = page_files.values().map(|file| file.name.as_str()).collect();
+        let blobs = self.parent.iter().flat_map(|parent| &parent.files().blobs);
+        let files = FileTable {
+            blobs: blobs
+                .filter(|blob| !taken.contains(blob.name.as_str()))
+                .cloned()
+                .collect(),
+            page_files,
+            ..FileTable::default()
+        };
+        let manifest = self
+            .store_as(target, fetcher, info, files, Extent::Partial)
+            .await?;
+        self.parent = Some(Arc::new(manifest.clone()));
+        Ok(PartialManifest::of(manifest))
+    }
+
+    /// Leaves runs, packs and what must not be taken over empty: they are in what is stored.
+    async fn store_as(
+        &mut self,
+        target: &PackTarget,
+        fetcher: &Fetcher,
+        info: BaseBackupInfo,
+        files: FileTable,
+        extent: Extent,
     ) -> Result<Manifest> {
         let incomplete = |error: Malformed| Error::Bug {
             what: format!("the base backup is not whole: {error}"),
@@ -489,10 +576,16 @@ impl ManifestBuilder {
         let old_lengths = old
             .map(|parent| parent.files().lengths())
             .unwrap_or_default();
-        let changes = Changes::new(&old_lengths, self.files.lengths(), &self.limits, self.runs)
-            .map_err(incomplete)?;
+        let (limits, runs) = (
+            std::mem::take(&mut self.limits),
+            std::mem::take(&mut self.runs),
+        );
+        let changes = Changes::new(&old_lengths, files.lengths(), &limits, runs)
+            .map_err(incomplete)?
+            .forgetting(&old_lengths, std::mem::take(&mut self.forgotten));
         let (parts, encoded, usage) = rebuild(old, &changes, fetcher).await?;
-        let own_packs = self.packs.iter().map(|pack| {
+        let own_packs = std::mem::take(&mut self.packs);
+        let own_packs = own_packs.iter().map(|pack| {
             (
                 pack.number(),
                 PackEntry {
@@ -505,20 +598,28 @@ impl ManifestBuilder {
         let mut packs = old.map(|parent| parent.packs().clone()).unwrap_or_default();
         packs.extend(own_packs);
         count_use(&mut packs, &usage).map_err(incomplete)?;
-        let blob_packs: BTreeSet<u32> = self
-            .files
+        let blob_packs: BTreeSet<u32> = files
             .blobs
             .iter()
             .flat_map(|blob| blob.chunks.iter().map(|chunk| chunk.pack))
             .collect();
         packs.retain(|number, pack| pack.live_pages > 0 || blob_packs.contains(number));
+        let missing_pages = match extent {
+            Extent::Whole => None,
+            Extent::Partial => Some(
+                pages_in(&files)
+                    .checked_sub(parts.iter().map(|part| part.pages).sum())
+                    .ok_or_else(|| incomplete(Malformed::new("it has pages of no file")))?,
+            ),
+        };
         let body = Body {
             info,
-            files: self.files,
+            files,
             packs,
             parts,
             next_file: self.next_file,
             next_pack: self.numbers.next(),
+            missing_pages,
         };
         body.check_closure()
             .and_then(|()| body.check_places(changes.runs()))

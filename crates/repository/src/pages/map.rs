@@ -5,6 +5,7 @@
 //! without a run is a defect of the map and never read as zeros.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::wire::{Malformed, Reader, put_varint, put_zigzag};
 
@@ -227,6 +228,30 @@ impl Changes {
         })
     }
 
+    /// Takes over none of these pages either, of files of lengths `old`: they have new places, or none.
+    #[must_use]
+    pub fn forgetting(
+        mut self,
+        old: &BTreeMap<u32, u32>,
+        pages: impl IntoIterator<Item = (u32, Range<u32>)>,
+    ) -> Self {
+        let known = pages.into_iter().filter_map(|(file, pages)| {
+            let end = pages.end.min(*old.get(&file)?);
+            let key = |page: u32| PageKey::new(file, u64::from(page));
+            (pages.start < end).then(|| (key(pages.start), key(end)))
+        });
+        self.cuts.extend(known);
+        self.cuts.sort_unstable();
+        self.cuts.dedup_by(|next, kept| {
+            let joined = next.0 <= kept.1 && next.0.file == kept.0.file;
+            if joined {
+                kept.1 = kept.1.max(next.1);
+            }
+            joined
+        });
+        self
+    }
+
     /// Every page file with its length in pages.
     pub fn lengths(&self) -> &BTreeMap<u32, u32> {
         &self.lengths
@@ -310,36 +335,13 @@ impl PageMap {
     /// Checks that every page below its file's length, and no other, is in exactly one run.
     pub fn check_complete(&self) -> Result<(), Malformed> {
         check_order(&self.runs)?;
-        let mut next = self.runs.iter().peekable();
-        for (file, length) in &self.lengths {
-            let mut covered = 0;
-            while let Some(run) = next.next_if(|run| run.file <= *file) {
-                if run.file < *file {
-                    return Err(Malformed(format!(
-                        "the map names page file {}, which does not exist",
-                        run.file
-                    )));
-                }
-                if u64::from(run.first) != covered {
-                    return Err(missing(*file, covered));
-                }
-                covered = run.end().page;
-            }
-            if covered < u64::from(*length) {
-                return Err(missing(*file, covered));
-            }
-            if covered > u64::from(*length) {
-                return Err(Malformed(format!(
-                    "the map goes to page {covered} of page file {file}, which has {length} pages"
-                )));
-            }
+        let mut holes = Holes::new(&self.lengths);
+        for run in &self.runs {
+            holes.pass(run)?;
         }
-        match next.next() {
+        match holes.finish().first() {
             None => Ok(()),
-            Some(run) => Err(Malformed(format!(
-                "the map names page file {}, which does not exist",
-                run.file
-            ))),
+            Some((file, pages)) => Err(missing(*file, pages.start)),
         }
     }
 
@@ -396,7 +398,70 @@ impl PageMap {
     }
 }
 
-fn missing(file: u32, page: u64) -> Malformed {
+/// Finds the pages below their files' lengths that no run of a map names, as the runs pass by in order.
+#[derive(Debug)]
+pub struct Holes<'a> {
+    files: std::iter::Peekable<std::collections::btree_map::Iter<'a, u32, u32>>,
+    /// Pages of the file at hand that were passed.
+    passed: u32,
+    found: Vec<(u32, Range<u32>)>,
+}
+
+impl<'a> Holes<'a> {
+    /// Of a map of files of these lengths.
+    pub fn new(lengths: &'a BTreeMap<u32, u32>) -> Self {
+        Self {
+            files: lengths.iter().peekable(),
+            passed: 0,
+            found: Vec::new(),
+        }
+    }
+
+    /// Takes the next run; an error where it names a page that does not exist.
+    pub fn pass(&mut self, run: &Run) -> Result<(), Malformed> {
+        while self.files.peek().is_some_and(|(file, _)| **file < run.file) {
+            self.end_file();
+        }
+        let Some(length) = self.files.peek().filter(|(file, _)| **file == run.file) else {
+            return Err(Malformed(format!(
+                "the map names page file {}, which does not exist",
+                run.file
+            )));
+        };
+        let length = *length.1;
+        let end = run.end().page;
+        if end > u64::from(length) {
+            return Err(Malformed(format!(
+                "the map goes to page {end} of page file {}, which has {length} pages",
+                run.file
+            )));
+        }
+        if self.passed < run.first {
+            self.found.push((run.file, self.passed..run.first));
+        }
+        self.passed = end as u32;
+        Ok(())
+    }
+
+    fn end_file(&mut self) {
+        if let Some((file, length)) = self.files.next()
+            && self.passed < *length
+        {
+            self.found.push((*file, self.passed..*length));
+        }
+        self.passed = 0;
+    }
+
+    /// The pages that no run named, by page file.
+    pub fn finish(mut self) -> Vec<(u32, Range<u32>)> {
+        while self.files.peek().is_some() {
+            self.end_file();
+        }
+        self.found
+    }
+}
+
+fn missing(file: u32, page: u32) -> Malformed {
     Malformed(format!("page {page} of page file {file} is in no frame"))
 }
 
@@ -544,6 +609,79 @@ mod tests {
             short.unwrap_err().to_string(),
             "page 2 of page file 1 is in no frame"
         );
+    }
+
+    /// Where each page lies, none for a hole, as a map of runs.
+    fn map_of(files: &[Vec<Option<u32>>]) -> (BTreeMap<u32, u32>, Vec<Run>) {
+        let lengths = (0_u32..)
+            .zip(files)
+            .map(|(file, pages)| (file, pages.len() as u32));
+        let mut runs = Vec::new();
+        for (file, pages) in (0_u32..).zip(files) {
+            for (page, place) in (0_u32..).zip(pages) {
+                if let Some(frame) = place {
+                    push_run(&mut runs, run(file, page, 1, at(0, *frame)));
+                }
+            }
+        }
+        (lengths.collect(), runs)
+    }
+
+    fn files() -> impl Strategy<Value = Vec<Vec<Option<u32>>>> {
+        let place = prop_oneof![1 => Just(None), 2 => (0_u32..3).prop_map(Some)];
+        proptest::collection::vec(proptest::collection::vec(place, 0..9), 0..4)
+    }
+
+    proptest! {
+        #[test]
+        fn holes_are_the_pages_that_no_run_names(files in files()) {
+            let (lengths, runs) = map_of(&files);
+            let mut holes = Holes::new(&lengths);
+            for run in &runs {
+                holes.pass(run).unwrap();
+            }
+            let mut found = Vec::new();
+            for (file, pages) in holes.finish() {
+                found.extend(pages.map(|page| (file, page)));
+            }
+            let mut expected = Vec::new();
+            for (file, pages) in (0_u32..).zip(&files) {
+                let absent = (0_u32..).zip(pages).filter(|(_, place)| place.is_none());
+                expected.extend(absent.map(|(page, _)| (file, page)));
+            }
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn a_forgotten_page_is_taken_over_from_nowhere(
+            old in files(),
+            forgotten in proptest::collection::vec((0_u32..5, 0_u32..9, 0_u32..5), 0..6),
+            anew in proptest::collection::btree_set((0_u32..4, 0_u32..9), 0..6),
+        ) {
+            let (lengths, runs) = map_of(&old);
+            let anew: Vec<_> = anew
+                .into_iter()
+                .filter(|(file, page)| lengths.get(file).is_some_and(|length| page < length))
+                .collect();
+            let placed = anew.iter().map(|(file, page)| run(*file, *page, 1, at(7, 0))).collect();
+            let ranges = forgotten.iter().map(|(file, first, count)| (*file, *first..first + count));
+            let changes = Changes::new(&lengths, lengths.clone(), &BTreeMap::new(), placed)
+                .unwrap()
+                .forgetting(&lengths, ranges.clone());
+            let now = changes.apply(&runs, PageKey::MIN, KEY_MAX);
+            check_order(&now).unwrap();
+            for (file, pages) in (0_u32..).zip(&old) {
+                for (page, place) in (0_u32..).zip(pages) {
+                    let cut = ranges.clone().any(|(of, pages)| of == file && pages.contains(&page));
+                    let expected = if anew.contains(&(file, page)) {
+                        Some(at(7, 0))
+                    } else {
+                        place.filter(|_| !cut).map(|frame| at(0, frame))
+                    };
+                    prop_assert_eq!(locate(&now, file, page), expected);
+                }
+            }
+        }
     }
 
     #[test]

@@ -67,6 +67,9 @@ struct Root {
     links: u64,
     #[prost(uint64, tag = "16")]
     packs: u64,
+    /// Present in a partial manifest only.
+    #[prost(uint64, optional, tag = "17")]
+    missing_pages: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -273,6 +276,7 @@ fn root(body: &Body, own: &ObjectRef) -> Root {
         directories: body.files.directories.len() as u64,
         links: body.files.links.len() as u64,
         packs: body.packs.len() as u64,
+        missing_pages: body.missing_pages,
     }
 }
 
@@ -394,6 +398,7 @@ pub(super) fn decode(frames: &[(FrameKind, Bytes)], own: ObjectRef) -> Result<Bo
         parts: parts(&root, own, frames.len())?,
         next_file: root.next_file,
         next_pack: root.next_pack,
+        missing_pages: root.missing_pages,
     };
     for (kind, plain) in tables {
         if !matches!(

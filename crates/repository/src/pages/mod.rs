@@ -8,6 +8,7 @@ pub mod manifest;
 pub mod map;
 mod message;
 pub mod pack;
+pub mod partial;
 pub mod parts;
 pub mod read;
 

@@ -225,7 +225,8 @@ impl PackWriter {
         }
     }
 
-    /// Adds pages; returns their runs, which may be named once [`Self::finish`] has returned.
+    /// Adds pages; returns their runs, which may be named once [`Self::flush`] or [`Self::finish`]
+    /// has returned.
     pub async fn push_pages(&mut self, pages: PreparedPages) -> Result<Vec<Run>> {
         let PreparedPages {
             file,
@@ -285,15 +286,22 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Bytes stored so far.
-    pub const fn stored_bytes(&self) -> u64 {
-        self.stored_bytes
+    /// Bytes written so far, those of the open pack included.
+    pub fn written_bytes(&self) -> u64 {
+        let open = self.open.as_ref().map_or(0, |(_, open)| open.frame_bytes());
+        self.stored_bytes + open
     }
 
-    /// Stores what is left; returns every pack written.
-    pub async fn finish(mut self) -> Result<Vec<StoredPack>> {
+    /// Stores what is left; returns every pack written since the last flush. The runs of all pages
+    /// pushed so far may be named from here on.
+    pub async fn flush(&mut self) -> Result<Vec<StoredPack>> {
         self.close().await?;
-        Ok(self.stored)
+        Ok(std::mem::take(&mut self.stored))
+    }
+
+    /// Stores what is left; returns every pack written since the last flush.
+    pub async fn finish(mut self) -> Result<Vec<StoredPack>> {
+        self.flush().await
     }
 }
 

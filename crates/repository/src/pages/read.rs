@@ -88,6 +88,8 @@ pub struct PageReader {
     fetcher: Arc<Fetcher>,
     manifest: Arc<Manifest>,
     parts: Mutex<BTreeMap<usize, Arc<Vec<Run>>>>,
+    /// The frame that a blob was last read from: small blobs share one.
+    blob_frame: Mutex<Option<((u32, u32), Bytes)>>,
 }
 
 /// The frame `number` of a pack, decoded and checked to be of `file`.
@@ -134,6 +136,7 @@ impl PageReader {
             fetcher,
             manifest,
             parts: Mutex::default(),
+            blob_frame: Mutex::default(),
         }
     }
 
@@ -321,7 +324,6 @@ impl PageReader {
         mut each: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut digest = digest::Context::new(&digest::SHA256);
-        let mut open: Option<((u32, u32), Bytes)> = None;
         let wrong = |what: &str| {
             Error::damaged(
                 self.manifest.name(),
@@ -330,11 +332,7 @@ impl PageReader {
         };
         let mut len = 0_u64;
         for chunk in &blob.chunks {
-            let place = (chunk.pack, chunk.frame);
-            let plain = match open.take() {
-                Some((held, plain)) if held == place => plain,
-                _ => self.blob_frame(chunk.pack, chunk.frame).await?,
-            };
+            let plain = self.blob_frame(chunk.pack, chunk.frame).await?;
             let start = chunk.offset as usize;
             let content = start
                 .checked_add(chunk.len as usize)
@@ -343,7 +341,6 @@ impl PageReader {
             digest.update(content);
             len += content.len() as u64;
             each(content)?;
-            open = Some((place, plain));
         }
         if len != blob.len || digest.finish().as_ref() != blob.sha256.as_slice() {
             return Err(wrong("its content does not have the digest that is named").into());
@@ -352,13 +349,20 @@ impl PageReader {
     }
 
     async fn blob_frame(&self, pack: u32, frame: u32) -> Result<Bytes> {
+        if let Some((place, plain)) = &*self.blob_frame.lock().expect("no holder panics")
+            && *place == (pack, frame)
+        {
+            return Ok(plain.clone());
+        }
         let head = self.pack_head(pack).await?;
         if head.frame(frame)?.kind != FRAME_BLOBS {
             return Err(head.damaged(format!(
                 "frame {frame} holds no blobs, where a blob is named"
             )));
         }
-        self.fetcher.frame(&head, frame).await
+        let plain = self.fetcher.frame(&head, frame).await?;
+        *self.blob_frame.lock().expect("no holder panics") = Some(((pack, frame), plain.clone()));
+        Ok(plain)
     }
 
     /// Reads a whole blob of at most `len_max` bytes.

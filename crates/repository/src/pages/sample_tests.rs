@@ -1,7 +1,7 @@
-//! Objects that an earlier release wrote.
+//! Objects that an earlier release wrote; `examples/write_samples.rs` wrote them.
 
 use super::manifest::Manifest;
-use super::tests::{Files, World, page, some_files};
+use super::tests::{Files, World};
 
 /// Where the objects of one release lie; read for ever by later ones.
 const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/samples/pages-1");
@@ -17,37 +17,6 @@ fn hex(bytes: &[u8]) -> String {
 fn digest_of(files: &Files) -> String {
     let all: Vec<u8> = files.values().flatten().flatten().copied().collect();
     hex(&super::pack::sha256(&all.into()))
-}
-
-/// Writes the samples anew; only for a new format version, into a new folder.
-#[tokio::test]
-#[ignore = "writes the samples that the next test reads"]
-async fn write_samples() {
-    let world = World::new();
-    let mut files = some_files(&world);
-    let first = world.back_up(None, &files, &[]).await.unwrap();
-    files.get_mut("base/1").unwrap()[3] = page(&world.entropy);
-    let second = world
-        .back_up(Some(&first), &files, &[("base/1", 3)])
-        .await
-        .unwrap();
-    std::fs::create_dir_all(SAMPLES).unwrap();
-    for name in world.names() {
-        std::fs::write(
-            format!("{SAMPLES}/{}", name.replace('/', "+")),
-            world.bytes(&name),
-        )
-        .unwrap();
-    }
-    let object = second.object();
-    let head = hex(&object.head_digest);
-    let lines = [
-        object.object.to_string(),
-        object.len.to_string(),
-        head,
-        digest_of(&files),
-    ];
-    std::fs::write(format!("{SAMPLES}/expected.txt"), lines.join("\n") + "\n").unwrap();
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Base backups written to and read from a store in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::manifest::{
 };
 use super::map::{Location, Run};
 use super::pack::{BlobMeta, BlobPacker, PackTarget, PackWriter, prepare_pages};
+use super::partial::PartialManifest;
 use super::read::{PageReader, PageSink, coalesce};
 use crate::numbered::Patience;
 use crate::object::{Compression, ObjectKind};
@@ -143,6 +144,46 @@ impl World {
                 .store(&self.target, &self.fetcher(), Self::info())
                 .await?,
         ))
+    }
+
+    /// Begins a base backup of `files` that takes over from `builder` what is not in `read`, and goes on
+    /// to page `until` of those. What there is so far is stored after each `every` pages.
+    pub(crate) async fn attempt(
+        &self,
+        mut builder: ManifestBuilder,
+        files: &Files,
+        read: &BTreeSet<(String, u32)>,
+        until: usize,
+        every: usize,
+    ) -> Result<(ManifestBuilder, Option<PartialManifest>)> {
+        let mut packs = PackWriter::new(self.target.clone(), builder.pack_numbers());
+        for (name, pages) in files {
+            let number = builder.file_number(name);
+            builder.add_page_file(PageFile {
+                number,
+                name: name.clone(),
+                page_size: PAGE,
+                length: pages.len() as u32,
+                mode: 0o600,
+            });
+            let of_file = read.iter().filter(|(of, _)| of == name);
+            builder.forget(number, of_file.map(|(_, at)| *at..at + 1));
+        }
+        let mut last = None;
+        for (count, (name, at)) in (1..=until).zip(read) {
+            let (number, content) = (builder.file_number(name), &files[name][*at as usize]);
+            let pages = [(*at, content.as_slice())];
+            let prepared = prepare_pages(number, PAGE, &pages, Compression::None)?;
+            builder.place(packs.push_pages(prepared).await?);
+            if count % every == 0 {
+                builder.add_packs(packs.flush().await?);
+                let fetcher = self.fetcher();
+                let stored = builder.store_partial(&self.target, &fetcher, Self::info());
+                last = Some(stored.await?);
+            }
+        }
+        builder.add_packs(packs.finish().await?);
+        Ok((builder, last))
     }
 
     fn reader(&self, manifest: &Arc<Manifest>) -> Arc<PageReader> {
@@ -719,5 +760,123 @@ async fn paths_that_leave_the_target_are_refused() {
             .store(&world.target, &world.fetcher(), World::info())
             .await;
         assert!(stored.is_err(), "{name:?} was accepted");
+    }
+}
+
+fn every_page(files: &Files) -> BTreeSet<(String, u32)> {
+    let pages = |(name, pages): (&String, &Vec<Vec<u8>>)| {
+        let name = name.clone();
+        (0..pages.len() as u32).map(move |at| (name.clone(), at))
+    };
+    files.iter().flat_map(pages).collect()
+}
+
+#[tokio::test]
+async fn a_partial_manifest_is_no_base_backup_and_the_other_way_round() {
+    let world = World::new();
+    let files = some_files(&world);
+    let first = ManifestBuilder::first();
+    let read = every_page(&files);
+    let (_, partial) = world.attempt(first, &files, &read, 30, 10).await.unwrap();
+    let partial = partial.unwrap();
+    let error = Manifest::load(&world.fetcher(), &partial.object())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.to_string().contains("partial"), "{error}");
+    let loaded = PartialManifest::load(&world.fetcher(), &partial.object()).await;
+    assert_eq!(loaded.unwrap(), partial);
+    let whole = world.back_up(None, &files, &[]).await.unwrap();
+    let error = PartialManifest::load(&world.fetcher(), &whole.object())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+}
+
+#[tokio::test]
+async fn a_page_that_a_partial_lacks_must_be_placed() {
+    let world = World::new();
+    let files = some_files(&world);
+    let mut read = every_page(&files);
+    let first = ManifestBuilder::first();
+    let (_, partial) = world.attempt(first, &files, &read, 50, 25).await.unwrap();
+    let partial = partial.unwrap();
+    assert_eq!((partial.stored_pages(), partial.missing_pages()), (50, 35));
+    let missing = partial.missing(&world.fetcher()).await.unwrap();
+    assert_eq!(missing, [(0, 50..60), (1, 0..25)]);
+    // All but one of the missing pages are read.
+    read.retain(|(name, at)| (name.as_str(), *at) >= ("base/1", 51));
+    let resumed = ManifestBuilder::resume(&partial);
+    let (builder, _) = world
+        .attempt(resumed, &files, &read, read.len(), 1_000)
+        .await
+        .unwrap();
+    let error = builder
+        .store(&world.target, &world.fetcher(), World::info())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Bug, "{error}");
+}
+
+/// Attempts are killed at seeded pages, and pages change in between and while they run. The rule: what is
+/// read is what changed since the start of the attempt that is gone on from, and what that lacks.
+#[tokio::test]
+async fn attempts_killed_at_any_page_leave_every_page_as_of_their_start() {
+    for seed in 0..12 {
+        let world = World::new();
+        let chance = SeededEntropy::new(seed);
+        let mut files = some_files(&world);
+        let mut whole = None;
+        let mut partial: Option<PartialManifest> = None;
+        let mut changed = every_page(&files);
+        for round in 0..8 {
+            // Changes since the start of what is gone on from.
+            for _ in 0..chance.below(12) {
+                let at = chance.below(60) as u32;
+                files.get_mut("base/1").unwrap()[at as usize] = page(&world.entropy);
+                changed.insert(("base/1".to_owned(), at));
+            }
+            files.get_mut("base/2").unwrap().push(page(&world.entropy));
+            let grown = files["base/2"].len() as u32 - 1;
+            changed.insert(("base/2".to_owned(), grown));
+            let mut read = std::mem::take(&mut changed);
+            let builder = match (&partial, &whole) {
+                (Some(partial), _) => {
+                    let names: BTreeMap<u32, String> = (partial.files().page_files.values())
+                        .map(|file| (file.number, file.name.clone()))
+                        .collect();
+                    for (file, pages) in partial.missing(&world.fetcher()).await.unwrap() {
+                        read.extend(pages.map(|at| (names[&file].clone(), at)));
+                    }
+                    ManifestBuilder::resume(partial)
+                }
+                (None, Some(whole)) => ManifestBuilder::next(Arc::clone(whole)),
+                (None, None) => ManifestBuilder::first(),
+            };
+            let finishes = round % 4 == 3;
+            let until = if finishes {
+                read.len()
+            } else {
+                chance.below(read.len() as u64) as usize
+            };
+            let every = 1 + chance.below(9) as usize;
+            let (builder, last) = world
+                .attempt(builder, &files, &read, until, every)
+                .await
+                .unwrap();
+            if finishes {
+                let manifest = builder
+                    .store(&world.target, &world.fetcher(), World::info())
+                    .await
+                    .unwrap();
+                assert_eq!(world.restore(&manifest).await.unwrap(), files, "{seed}");
+                (whole, partial) = (Some(Arc::new(manifest)), None);
+            } else if last.is_some() {
+                partial = last;
+            } else {
+                // Nothing was stored of it: the next attempt reads what this one would have read.
+                changed = read;
+            }
+        }
     }
 }

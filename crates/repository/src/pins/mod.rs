@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use borealis_base::{Branch, Clock, Entropy, Position, Timestamp};
+use borealis_base::{Branch, Clock, Entropy, Position, RecordSpan, Timestamp};
 use bytes::Bytes;
 use prost::Message;
 use serde_json::{Value, json};
 
 use crate::numbered::{Item, Logged, NumberedLog, Track};
-use crate::plan::{PinSummary, RecordSpan};
+use crate::plan::PinSummary;
 use crate::{Error, Result};
 
 /// Longest name of a pin.

@@ -8,14 +8,14 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use borealis_base::{Branch, ErrorKind, Position, Timestamp};
+use borealis_base::{Branch, ErrorKind, Position, RecordSpan, TimeStep, Timestamp};
 
 use super::coverage::{Coverage, Leg};
 use super::restore::plan_to;
 use super::settlement::{Settlement, settlements};
 use super::windows::{Window, windows};
-use super::{LineageState, PieceSummary, RecordSpan};
-use crate::log::time_map::{TimeStep, check_steps, step_for};
+use super::{LineageState, PieceSummary};
+use crate::log::time_map::{check_steps, step_for};
 
 /// By how much the writer's clock may run ahead of settled moments before it is reported that the
 /// source's clock stood still or was set back.

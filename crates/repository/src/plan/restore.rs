@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use borealis_base::{Branch, ByteLen, Position};
+use borealis_base::{Branch, ByteLen, Position, RecordSpan};
 
 use super::coverage::{Coverage, log_from};
 use super::resolve::ResolvedTarget;
-use super::{BaseBackupSummary, LineageState, PieceSummary, PinSummary, RecordSpan};
+use super::{BaseBackupSummary, LineageState, PieceSummary, PinSummary};
 
 /// A range of one branch's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use borealis_base::{Branch, Position, Timestamp};
+use borealis_base::{Branch, Position, RecordSpan, Timestamp};
 
 use super::coverage::{Leg, Stretch, path};
-use super::{LineageState, PieceSummary, RecordSpan};
+use super::{LineageState, PieceSummary};
 
 /// An entry that settles the moments after `low` up to `high`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,20 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use borealis_base::{Branch, LineageId, ObjectId, Position, Timestamp};
+use borealis_base::{Branch, LineageId, ObjectId, Position, RecordSpan, Timestamp};
 use bytes::Bytes;
-
-/// Where one log record lies: `[start, end)`.
-///
-/// Both ends are kept because a recovery target compares a record's start while a person means its
-/// end; one cannot be computed from the other without the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RecordSpan {
-    /// Position of the record's first byte.
-    pub start: Position,
-    /// Position just past its last byte (alignment padding included, as the engine counts it).
-    pub end: Position,
-}
 
 /// A log piece: log bytes `[start, end)` of one branch, stored in one ledger entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +63,32 @@ pub struct BaseBackupSummary {
     pub rule_set: u32,
 }
 
+/// What an attempt at a base backup has stored so far. Nothing can be restored from it; the next attempt
+/// goes on from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialSummary {
+    /// Number of the ledger entry that names it.
+    pub entry: u64,
+    /// When the entry was written, by the writer's clock.
+    pub recorded_at: Timestamp,
+    /// Its partial manifest.
+    pub manifest: ObjectRef,
+    /// Branch of `start`.
+    pub branch: Branch,
+    /// Where the attempt began: every page of the manifest is as of this position.
+    pub start: Position,
+    /// When the attempt began.
+    pub started_at: Timestamp,
+    /// Bytes stored so far by this attempt and by those that it goes on from.
+    pub new_bytes: u64,
+    /// Pages that the manifest has.
+    pub stored_pages: u64,
+    /// Pages that it lacks.
+    pub missing_pages: u64,
+    /// Number of the rule set that chose which pages to read.
+    pub rule_set: u32,
+}
+
 /// A stored object, by a name that nothing else can take and the digest of its head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ObjectRef {
@@ -103,7 +117,7 @@ pub struct SettledSummary {
     pub last_record: RecordSpan,
 }
 
-/// Log that was never stored and never will be.
+/// Log that was never stored and never will be, or over which nothing may be replayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GapSummary {
     /// Number of the ledger entry.
@@ -161,10 +175,14 @@ pub struct LineageState {
     pub log_unit: u64,
     /// The last entry folded in; zero if none.
     pub head: u64,
+    /// Each log piece in an entry up to this one was read back from the store, or its range withdrawn.
+    pub read_back: u64,
     /// Log pieces.
     pub pieces: Vec<PieceSummary>,
     /// Base backups.
     pub base_backups: Vec<BaseBackupSummary>,
+    /// The newest partial base backup, if no base backup came after it.
+    pub partial: Option<PartialSummary>,
     /// Settled moments without log.
     pub settled: Vec<SettledSummary>,
     /// Missing log.
@@ -184,13 +202,27 @@ impl LineageState {
             lineage,
             log_unit: 1,
             head: 0,
+            read_back: 0,
             pieces: Vec::new(),
             base_backups: Vec::new(),
+            partial: None,
             settled: Vec::new(),
             gaps: Vec::new(),
             branches: BTreeMap::new(),
             pins: Vec::new(),
             retired: None,
         }
+    }
+
+    /// The log pieces that are not known to have been read back, in the order of their entries.
+    pub fn unread_pieces(&self) -> &[PieceSummary] {
+        let read = (self.pieces).partition_point(|piece| piece.entry <= self.read_back);
+        self.pieces.get(read..).unwrap_or_default()
+    }
+
+    /// Whether a gap was declared over all of `piece`: it is stored, and nothing may rest on it.
+    pub fn is_withdrawn(&self, piece: &PieceSummary) -> bool {
+        (self.gaps.iter())
+            .any(|gap| gap.branch == piece.branch && gap.from <= piece.start && piece.end <= gap.to)
     }
 }

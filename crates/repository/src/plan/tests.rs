@@ -1,12 +1,13 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use borealis_base::{Branch, ErrorKind, LineageId, ObjectId, Position, Timestamp};
+use borealis_base::{
+    Branch, ErrorKind, LineageId, ObjectId, Position, RecordSpan, TimeStep, Timestamp,
+};
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::log::time_map::TimeStep;
 
 /// Seconds in microseconds.
 const S: i64 = 1_000_000;
@@ -126,6 +127,28 @@ impl Ledger {
         self
     }
 
+    fn partial(&mut self, branch: u32, start: u64) -> &mut Self {
+        let entry = self.entry();
+        self.state.partial = Some(PartialSummary {
+            entry,
+            recorded_at: Timestamp(0),
+            manifest: ObjectRef {
+                lineage: self.state.lineage,
+                object: ObjectId([0; 16]),
+                len: 0,
+                head_digest: [0; 32],
+            },
+            branch: Branch(branch),
+            start: Position(start),
+            started_at: Timestamp(0),
+            new_bytes: 0,
+            stored_pages: 1,
+            missing_pages: 0,
+            rule_set: 1,
+        });
+        self
+    }
+
     fn gap(&mut self, branch: u32, from: u64, to: u64) -> &mut Self {
         let entry = self.entry();
         self.state.gaps.push(GapSummary {
@@ -214,6 +237,18 @@ fn a_window_reaches_from_the_first_base_backup_to_the_last_settled_moment() {
     // Without the time map the first moment may be late, and is never early.
     assert_eq!(windows(&ledger.state)[0].earliest.time, at(11 * S));
     assert_eq!(steps_wanted(&ledger.state), [1]);
+}
+
+#[test]
+fn a_partial_base_backup_makes_nothing_restorable() {
+    let mut ledger = Ledger::new();
+    ledger
+        .piece(1, 100, 200, Some(span(180, 200)), &[step(10 * S, 180, 200)])
+        .partial(1, 100);
+    assert_eq!(windows(&ledger.state), []);
+    assert_eq!(plan_to(&ledger.state, Branch(1), span(180, 200)), None);
+    let with = simple().partial(1, 220).state.clone();
+    assert_eq!(windows(&with), windows(&simple().state));
 }
 
 #[test]
@@ -594,6 +629,7 @@ enum Random {
     Base(u32, u64, u64),
     Gap(u32, u64, u64),
     Heartbeat(u32, i64),
+    Partial(u32, u64),
 }
 
 fn random_entries() -> impl Strategy<Value = Vec<Random>> {
@@ -602,7 +638,8 @@ fn random_entries() -> impl Strategy<Value = Vec<Random>> {
         6 => (branch.clone(), 0_u64..40, 1_u64..16, -3_i64..9).prop_map(|(b, s, l, t)| Random::Piece(b, s, s + l, t)),
         3 => (branch.clone(), 0_u64..40, 0_u64..8).prop_map(|(b, s, l)| Random::Base(b, s, s + l)),
         1 => (branch.clone(), 0_u64..40, 0_u64..4).prop_map(|(b, s, l)| Random::Gap(b, s, s + l)),
-        1 => (branch, 1_i64..9).prop_map(|(b, t)| Random::Heartbeat(b, t)),
+        1 => (branch.clone(), 1_i64..9).prop_map(|(b, t)| Random::Heartbeat(b, t)),
+        1 => (branch, 0_u64..40).prop_map(|(b, s)| Random::Partial(b, s)),
     ];
     proptest::collection::vec(entry, 0..24)
 }
@@ -638,6 +675,9 @@ impl Ledger {
             }
             Random::Gap(branch, from, to) => {
                 self.gap(branch, from, to);
+            }
+            Random::Partial(branch, start) => {
+                self.partial(branch, start);
             }
             Random::Heartbeat(branch, tick) => {
                 let own = self

@@ -3,12 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use borealis_base::{Branch, Position, Timestamp};
+use borealis_base::{Branch, Position, RecordSpan, TimeStep, Timestamp};
 
 use super::coverage::{Coverage, Leg, Stretch};
 use super::settlement::{Settlement, settlements};
-use super::{BaseBackupSummary, LineageState, RecordSpan};
-use crate::log::time_map::TimeStep;
+use super::{BaseBackupSummary, LineageState};
 
 /// One end of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,9 @@
 
 use borealis_base::ErrorKind;
 
+/// The operation of which a failure is about the store as a whole.
+pub(super) const OPEN: &str = "open";
+
 /// The kinds of failure that a caller treats differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreErrorKind {
@@ -22,7 +25,7 @@ pub enum StoreErrorKind {
 
 /// A failure of a store.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{operation} {name} in {url}: {what}")]
+#[error("{operation} {}: {what}", place(name, url))]
 pub struct StoreError {
     /// What kind of failure.
     pub kind: StoreErrorKind,
@@ -34,6 +37,15 @@ pub struct StoreError {
     pub url: String,
     /// The store's own words.
     pub what: String,
+}
+
+/// The store itself is named once.
+fn place(name: &str, url: &str) -> String {
+    if name == url {
+        format!("repository {url}")
+    } else {
+        format!("{name} in {url}")
+    }
 }
 
 impl StoreError {
@@ -92,6 +104,12 @@ impl StoreError {
                  single-writer=forbid out of the URL."
                     .to_owned(),
             ),
+            StoreErrorKind::NotFound if self.operation == OPEN => {
+                Some("Name the repository's folder, or make one with borealis init.".to_owned())
+            }
+            StoreErrorKind::Invalid if self.operation == OPEN => {
+                Some("Name a folder, as a path or as file:///path, or a bucket as s3://bucket/prefix.".to_owned())
+            }
             _ => None,
         }
     }

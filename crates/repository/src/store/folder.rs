@@ -154,6 +154,7 @@ fn io_kind(error: &io::Error) -> StoreErrorKind {
 
 /// The operating system's answer is buried in the sources of the library's error.
 fn translate(operation: &'static str, name: &str, url: &str, error: &InnerError) -> StoreError {
+    let mut what = error.to_string();
     let kind = match error {
         InnerError::NotFound { .. } => StoreErrorKind::NotFound,
         InnerError::PermissionDenied { .. } | InnerError::Unauthenticated { .. } => {
@@ -166,13 +167,14 @@ fn translate(operation: &'static str, name: &str, url: &str, error: &InnerError)
             while let Some(error) = source {
                 if let Some(error) = error.downcast_ref::<io::Error>() {
                     kind = io_kind(error);
+                    what = error.to_string();
                 }
                 source = error.source();
             }
             kind
         }
     };
-    StoreError::new(kind, operation, name, url, error.to_string())
+    StoreError::new(kind, operation, name, url, what)
 }
 
 #[async_trait]

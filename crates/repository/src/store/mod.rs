@@ -132,14 +132,15 @@ pub async fn open(
     absent: Absent,
     outfit: &Outfit,
 ) -> Result<Arc<dyn Store>, StoreError> {
-    let invalid = |what: &str| StoreError::new(StoreErrorKind::Invalid, "open", url, url, what);
+    let invalid =
+        |what: &str| StoreError::new(StoreErrorKind::Invalid, error::OPEN, url, url, what);
     let path = match url.split_once("://") {
         Some(("s3", _)) => return Ok(Arc::new(S3Store::open(url, outfit).await?)),
         Some(("file", path)) if path.starts_with('/') => path,
         Some(("file", _)) => return Err(invalid("a file URL is written file:///path")),
         Some((scheme, _)) => {
             return Err(invalid(&format!(
-                "stores of scheme `{scheme}` are not supported; name a folder or s3://bucket/prefix"
+                "stores of scheme `{scheme}` are not supported"
             )));
         }
         None if url.is_empty() => return Err(invalid("the repository's URL is empty")),

@@ -1,12 +1,13 @@
 //! Verification of a small lineage: two base backups and three log pieces.
 
-use borealis_base::{Branch, NoProgress, Timestamp};
+use borealis_base::{Branch, NoProgress, RecordSpan, TimeStep, Timestamp};
 
 use super::*;
-use crate::log::{TimeStep, prepare_piece};
+use crate::log::prepare_piece;
 use crate::object::{Compression, ObjectBuilder};
+use crate::pages::manifest::ManifestBuilder;
 use crate::pages::tests::{World, some_files};
-use crate::plan::{GapSummary, RecordSpan};
+use crate::plan::GapSummary;
 use crate::store::Store;
 
 struct Lineage {
@@ -99,6 +100,36 @@ impl Lineage {
         self.world
             .store
             .tamper(&layout::entry(self.state.lineage, self.state.head), bytes);
+    }
+
+    /// With what an attempt after the second base backup has stored.
+    async fn with_partial() -> Self {
+        let mut lineage = Self::new().await;
+        let world = &lineage.world;
+        let last = &lineage.state.base_backups[1];
+        let parent = Manifest::load(&world.fetcher(), &last.manifest)
+            .await
+            .unwrap();
+        let files = some_files(world);
+        let read = (0..20).map(|at| ("base/1".to_owned(), at)).collect();
+        let builder = ManifestBuilder::next(Arc::new(parent));
+        let (_, partial) = world.attempt(builder, &files, &read, 15, 5).await.unwrap();
+        let partial = partial.unwrap();
+        let (entry, info) = (lineage.state.head + 1, partial.info());
+        lineage.state.head = entry;
+        lineage.state.partial = Some(PartialSummary {
+            entry,
+            recorded_at: Timestamp(0),
+            manifest: partial.object(),
+            branch: info.branch,
+            start: info.start,
+            started_at: info.started_at,
+            new_bytes: 0,
+            stored_pages: partial.stored_pages(),
+            missing_pages: partial.missing_pages(),
+            rule_set: info.rule_set,
+        });
+        lineage
     }
 
     async fn verify(&self, deep: bool) -> Report {
@@ -224,6 +255,80 @@ async fn a_pack_that_lacks_a_page_is_found() {
         report.findings[0]
             .what
             .contains("is not the base backup that entry 4 names"),
+        "{report:?}"
+    );
+}
+
+#[tokio::test]
+async fn damage_of_a_partial_base_backup_is_found_and_affects_no_restore() {
+    let lineage = Lineage::with_partial().await;
+    for deep in [false, true] {
+        let report = lineage.verify(deep).await;
+        assert!(report.is_sound(), "{:?}", report.findings);
+        assert_eq!(report.base_backups, 2, "it is none");
+    }
+    let whole = Lineage::new().await.world.names();
+    let own: Vec<String> = (lineage.world.names().into_iter())
+        .filter(|name| !whole.contains(name))
+        .collect();
+    assert!(own.len() >= 4, "{own:?}");
+    for name in own {
+        let good = lineage.world.bytes(&name);
+        let mut bad = good.clone();
+        bad[good.len() / 2] ^= 1;
+        let (store, report) = (&lineage.world.store, async |deep| {
+            lineage.verify(deep).await
+        });
+        store.tamper(&name, bad.into());
+        let flipped = report(true).await;
+        store.delete(&name).await.unwrap();
+        let missing = report(false).await;
+        store.tamper(&name, good.into());
+        for report in [flipped, missing] {
+            // An earlier partial of the same attempt that shares no map part is named by nothing.
+            for found in &report.findings {
+                let affects = found.affects.join("; ");
+                assert!(
+                    affects.starts_with("the resumption of the base backup begun at"),
+                    "{found}"
+                );
+                assert!(affects.ends_with("no restore"), "{found}");
+            }
+        }
+    }
+    let manifest = lineage.state.partial.as_ref().unwrap().manifest;
+    let name = object_name(ObjectKind::Manifest, &manifest);
+    lineage.world.store.delete(&name).await.unwrap();
+    let report = lineage.verify(false).await;
+    assert_eq!(report.findings.len(), 1, "{report:?}");
+    assert_eq!(
+        (&report.findings[0].object, report.findings[0].kind),
+        (&name, FindingKind::Missing)
+    );
+}
+
+#[tokio::test]
+async fn a_partial_base_backup_that_is_another_one_is_found() {
+    let mut lineage = Lineage::with_partial().await;
+    lineage.state.partial.as_mut().unwrap().start = Position(101);
+    let report = lineage.verify(false).await;
+    assert_eq!(report.findings.len(), 1, "{report:?}");
+    assert!(
+        report.findings[0]
+            .what
+            .contains("is not the partial base backup"),
+        "{report:?}"
+    );
+    // Neither is what the ledger calls a base backup ever a partial one.
+    let mut lineage = Lineage::with_partial().await;
+    let manifest = lineage.state.partial.as_ref().unwrap().manifest;
+    lineage.state.base_backups[1].manifest = manifest;
+    let report = lineage.verify(false).await;
+    assert!(
+        report
+            .findings
+            .iter()
+            .any(|found| found.what.contains("it is a partial manifest")),
         "{report:?}"
     );
 }

@@ -1,8 +1,9 @@
+use borealis_base::TimeStep;
 use proptest::prelude::*;
 
 use super::*;
 use crate::DatabaseFiles;
-use crate::index::{RelationRows, TimeStep};
+use crate::index::RelationRows;
 use crate::segment::SegmentSize;
 use crate::time::from_timestamptz;
 use crate::wal::UnparsedReason;
@@ -211,6 +212,24 @@ fn databases_that_come_and_go_are_reset() {
 }
 
 #[test]
+fn a_created_tablespace_is_told_however_many_events_there_are() {
+    let mut log = LogBuilder::new();
+    for tablespace in 0..EVENTS_MAX as u32 {
+        log.add(Rmgr::TBLSPC, 0x10, 0, &[], &words(&[tablespace]));
+    }
+    let main = [words(&[77]).as_slice(), b"/srv/fast\0"].concat();
+    let record = log.add(Rmgr::TBLSPC, 0x00, 0, &[], &main);
+    log.add(Rmgr::TBLSPC, 0x10, 0, &[], &words(&[78]));
+    let index = index_of(&log);
+    assert_eq!(index.events_left_out, 1);
+    let kind = EventKind::TablespaceCreated {
+        tablespace: 77,
+        path: b"/srv/fast".to_vec(),
+    };
+    assert_eq!(index.events.last(), Some(&Event { record, kind }));
+}
+
+#[test]
 fn records_of_extensions_and_unknown_kinds_widen_the_map() {
     // An extension's record with a block: the block's database. Without, or of a kind that no
     // version writes: everything.
@@ -335,8 +354,7 @@ fn a_prepare_after_the_last_commit_belongs_to_the_moment_before_the_next() {
     let index = index_of(&log);
     let step = |micros, span: RecordSpan| TimeStep {
         settled_through: from_timestamptz(micros),
-        last_start: span.start,
-        last_end: span.end,
+        last_record: span,
     };
     assert_eq!(
         index.time_steps,
@@ -361,8 +379,7 @@ fn a_clock_sample_is_settled_when_the_log_has_reached_it() {
         }
         let expected = TimeStep {
             settled_through: from_timestamptz(9 * SECOND),
-            last_start: second.start,
-            last_end: second.end,
+            last_record: second,
         };
         assert_eq!(steps, [expected], "in chunks of {chunk}");
         assert_eq!(indexer.cut().carry.samples.len(), 1);
@@ -380,7 +397,7 @@ fn an_idle_server_settles_time_without_log() {
     indexer.push_sample(from_timestamptz(10 * SECOND), log.end());
     let index = indexer.cut().index;
     assert_eq!((index.start, index.end), (log.end(), log.end()));
-    assert_eq!(index.time_steps[0].last_start, last.start);
+    assert_eq!(index.time_steps[0].last_record.start, last.start);
     assert!(index.change_map.is_empty());
 }
 

@@ -1,7 +1,7 @@
+use borealis_base::RecordSpan;
 use proptest::prelude::*;
 
 use super::*;
-use crate::index::RecordSpan;
 use crate::wal::builder::LogBuilder;
 
 fn format() -> LogFormat {

@@ -1,0 +1,419 @@
+//! What a base backup takes pages over from: the base backup before it, or what an attempt that was
+//! killed had stored.
+//!
+//! Either way every page there is as of one position, the start of its base backup or attempt, and the
+//! log from that position on says which pages must be read again (law 5). A partial base backup lacks
+//! pages besides; those are read.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use borealis_base::{Branch, ErrorKind, Position};
+use borealis_pg_format::control_file::ControlFile;
+use borealis_pg_format::index::{ChangeMap, RULE_SET};
+use borealis_pg_server::backup::BackupStart;
+use borealis_repository::pages::fetch::Fetcher;
+use borealis_repository::pages::manifest::{BaseBackupInfo, FileTable, Manifest, ManifestBuilder};
+use borealis_repository::pages::partial::PartialManifest;
+use borealis_repository::plan::{BaseBackupSummary, LineageState, PartialSummary};
+use roaring::RoaringBitmap;
+
+use super::facts::{DamagedPage, PageFacts};
+use super::plan::Before;
+use super::take::CapturedLog;
+use crate::error::Result;
+
+/// Something in the ledger that pages may be taken over from.
+#[derive(Debug, Clone)]
+pub enum Candidate {
+    /// A base backup.
+    Whole(BaseBackupSummary),
+    /// What an attempt stored that did not come to its end.
+    Partial(PartialSummary),
+}
+
+/// What the next base backup may take over, the best first: the newest of the last base backup and what
+/// an attempt after it has stored. What lies before a gap in the log is out of the question.
+pub fn candidates(state: &LineageState) -> Vec<Candidate> {
+    let partial = state.partial.iter().cloned().map(Candidate::Partial);
+    let whole = state.base_backups.last().cloned().map(Candidate::Whole);
+    partial
+        .chain(whole)
+        .filter(|candidate| is_after_gaps(state, candidate.summary().start))
+        .collect()
+}
+
+/// Whether no gap in the log comes after `start`.
+pub fn is_after_gaps(state: &LineageState, start: Position) -> bool {
+    // A gap that was found late may lie before others that are known already.
+    state.gaps.iter().all(|gap| gap.to <= start)
+}
+
+/// What decides whether anything can be taken over, before it is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Summary {
+    branch: Branch,
+    start: Position,
+    rule_set: u32,
+}
+
+impl Summary {
+    /// Why nothing can be taken over by a base backup that begins at `start`; `None` if something can.
+    fn unfit(&self, start: BackupStart) -> Option<&'static str> {
+        if self.branch != start.branch {
+            Some("it is of another timeline")
+        } else if self.rule_set != RULE_SET {
+            Some("its pages were chosen by another rule set")
+        } else if self.start > start.position {
+            Some("it began at a later position")
+        } else {
+            None
+        }
+    }
+}
+
+impl Candidate {
+    fn summary(&self) -> Summary {
+        match self {
+            Self::Whole(whole) => Summary {
+                branch: whole.branch,
+                start: whole.start,
+                rule_set: whole.rule_set,
+            },
+            Self::Partial(partial) => Summary {
+                branch: partial.branch,
+                start: partial.start,
+                rule_set: partial.rule_set,
+            },
+        }
+    }
+
+    fn entry(&self) -> u64 {
+        match self {
+            Self::Whole(whole) => whole.entry,
+            Self::Partial(partial) => partial.entry,
+        }
+    }
+
+    async fn load(&self, fetcher: &Fetcher) -> Result<Parent> {
+        Ok(match self {
+            Self::Whole(whole) => {
+                Parent::Whole(Arc::new(Manifest::load(fetcher, &whole.manifest).await?))
+            }
+            Self::Partial(partial) => {
+                let manifest = PartialManifest::load(fetcher, &partial.manifest).await?;
+                let missing = manifest.missing(fetcher).await?;
+                Parent::Partial {
+                    manifest: Box::new(manifest),
+                    missing,
+                    stored_bytes: partial.new_bytes,
+                }
+            }
+        })
+    }
+}
+
+/// What pages are taken over from.
+#[derive(Debug)]
+pub enum Parent {
+    /// A base backup.
+    Whole(Arc<Manifest>),
+    /// What an attempt stored that did not come to its end.
+    Partial {
+        /// Its manifest.
+        manifest: Box<PartialManifest>,
+        /// The pages that it lacks, by page file.
+        missing: Vec<(u32, Range<u32>)>,
+        /// Bytes that were stored for it.
+        stored_bytes: u64,
+    },
+}
+
+impl Parent {
+    /// What it is. For an attempt only what it began with counts.
+    pub fn info(&self) -> &BaseBackupInfo {
+        match self {
+            Self::Whole(manifest) => manifest.info(),
+            Self::Partial { manifest, .. } => manifest.info(),
+        }
+    }
+
+    /// Its files.
+    pub fn files(&self) -> &FileTable {
+        match self {
+            Self::Whole(manifest) => manifest.files(),
+            Self::Partial { manifest, .. } => manifest.files(),
+        }
+    }
+
+    /// A manifest that takes over its pages.
+    pub fn builder(&self) -> ManifestBuilder {
+        match self {
+            Self::Whole(manifest) => ManifestBuilder::next(manifest.clone()),
+            Self::Partial { manifest, .. } => ManifestBuilder::resume(manifest),
+        }
+    }
+
+    /// Whether it is an attempt that did not come to its end.
+    pub fn is_partial(&self) -> bool {
+        matches!(self, Self::Partial { .. })
+    }
+
+    /// Bytes stored for the base backup that is being taken, before it went on from this.
+    pub fn stored_bytes(&self) -> u64 {
+        match self {
+            Self::Whole(_) => 0,
+            Self::Partial { stored_bytes, .. } => *stored_bytes,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Whole(manifest) => manifest.name(),
+            Self::Partial { manifest, .. } => manifest.name(),
+        }
+    }
+
+    /// The pages that it lacks, by page file.
+    fn missing(&self) -> &[(u32, Range<u32>)] {
+        match self {
+            Self::Whole(_) => &[],
+            Self::Partial { missing, .. } => missing,
+        }
+    }
+}
+
+/// What planning needs to know of a parent. A page that was damaged is read again each time: it may have
+/// been put right without log, and if not, each base backup says so.
+fn before(files: &FileTable, missing: &[(u32, Range<u32>)], damaged: &[DamagedPage]) -> Before {
+    let lengths = files.page_files.values();
+    let lengths = lengths.map(|file| (file.name.clone(), file.length));
+    let mut unusable: BTreeMap<String, RoaringBitmap> = BTreeMap::new();
+    for (number, pages) in missing {
+        if let Some(file) = files.page_files.get(number) {
+            let unusable = unusable.entry(file.name.clone()).or_default();
+            unusable.insert_range(pages.clone());
+        }
+    }
+    for page in damaged {
+        let unusable = unusable.entry(page.path.clone()).or_default();
+        unusable.insert(page.block);
+    }
+    Before {
+        lengths: lengths.collect(),
+        unusable,
+    }
+}
+
+/// A parent with everything that planning needs of it.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Where pages come from.
+    pub parent: Parent,
+    /// What it has.
+    pub before: Before,
+    /// What the log says has changed since it began.
+    pub changes: ChangeMap,
+}
+
+/// Takes the first candidate whose pages can be relied on; with none, everything is read.
+///
+/// # Errors
+/// A base backup that is damaged; a store that does not answer. An attempt that is damaged is passed over.
+pub async fn inherit(
+    candidates: &[Candidate],
+    fetcher: &Fetcher,
+    log: &dyn CapturedLog,
+    start: BackupStart,
+    control: &ControlFile,
+) -> Result<Option<Inherited>> {
+    for candidate in candidates {
+        let entry = candidate.entry();
+        let passed_over = |reason: &str| {
+            tracing::info!(entry, reason, "its pages are not taken over");
+        };
+        if let Some(reason) = candidate.summary().unfit(start) {
+            passed_over(reason);
+            continue;
+        }
+        let loaded = async {
+            let parent = candidate.load(fetcher).await?;
+            let facts = PageFacts::decode(&parent.name(), &parent.info().engine)?;
+            Ok((parent, facts))
+        };
+        let (parent, facts) = match (candidate, loaded.await) {
+            (Candidate::Partial(_), Err(error)) if is_damage(&error) => {
+                tracing::warn!(entry, %error, "the unfinished base backup is damaged; its pages are read again");
+                continue;
+            }
+            (_, loaded) => loaded?,
+        };
+        if let Some(reason) = unfit_pages(&facts, control) {
+            passed_over(reason);
+            continue;
+        }
+        match log.changes(start, parent.info().start).await? {
+            Some(changes) => {
+                return Ok(Some(Inherited {
+                    before: before(parent.files(), parent.missing(), &facts.damaged),
+                    parent,
+                    changes,
+                }));
+            }
+            None => passed_over("the log since then is not all stored"),
+        }
+    }
+    Ok(None)
+}
+
+fn is_damage(error: &crate::Error) -> bool {
+    error.kind() == ErrorKind::Damaged
+}
+
+/// Why pages of then are not pages of now. `pg_checksums` writes into every page of a stopped server,
+/// without log: an inherited page would fail its checksum on a restored one.
+fn unfit_pages(then: &PageFacts, now: &ControlFile) -> Option<&'static str> {
+    if then.data_checksums != (now.data_checksum_version != 0) {
+        Some("page checksums were turned on or off")
+    } else if then.page_bytes != now.page_size
+        || then.relation_segment_pages != now.relation_segment_pages
+    {
+        Some("the sizes of pages or segments differ")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_base::{LineageId, ObjectId, Timestamp};
+    use borealis_repository::pages::manifest::PageFile;
+    use borealis_repository::plan::{GapSummary, ObjectRef};
+
+    const START: BackupStart = BackupStart {
+        position: Position(500),
+        branch: Branch(1),
+    };
+
+    const FIT: Summary = Summary {
+        branch: Branch(1),
+        start: Position(400),
+        rule_set: RULE_SET,
+    };
+
+    fn object(number: u8) -> ObjectRef {
+        ObjectRef {
+            lineage: LineageId([1; 16]),
+            object: ObjectId([number; 16]),
+            len: 1,
+            head_digest: [0; 32],
+        }
+    }
+
+    fn whole(entry: u64, start: u64) -> BaseBackupSummary {
+        BaseBackupSummary {
+            entry,
+            recorded_at: Timestamp(0),
+            manifest: object(1),
+            branch: Branch(1),
+            start: Position(start),
+            end: Position(start + 10),
+            started_at: Timestamp(0),
+            ended_at: Timestamp(0),
+            new_bytes: 0,
+            total_pages: 0,
+            rule_set: RULE_SET,
+        }
+    }
+
+    fn partial(entry: u64, start: u64) -> PartialSummary {
+        PartialSummary {
+            entry,
+            recorded_at: Timestamp(0),
+            manifest: object(2),
+            branch: Branch(1),
+            start: Position(start),
+            started_at: Timestamp(0),
+            new_bytes: 0,
+            stored_pages: 0,
+            missing_pages: 0,
+            rule_set: RULE_SET,
+        }
+    }
+
+    fn entries(state: &LineageState) -> Vec<u64> {
+        candidates(state).iter().map(Candidate::entry).collect()
+    }
+
+    #[test]
+    fn an_unfinished_attempt_goes_before_the_base_backup_before_it() {
+        let mut state = LineageState::empty(LineageId([1; 16]));
+        assert_eq!(entries(&state), [0; 0]);
+        state.base_backups = vec![whole(3, 100), whole(7, 200)];
+        assert_eq!(entries(&state), [7]);
+        state.partial = Some(partial(9, 300));
+        assert_eq!(entries(&state), [9, 7]);
+    }
+
+    #[test]
+    fn nothing_from_before_a_gap_is_taken_over() {
+        let mut state = LineageState::empty(LineageId([1; 16]));
+        state.base_backups = vec![whole(3, 100)];
+        state.partial = Some(partial(9, 300));
+        state.gaps.push(GapSummary {
+            entry: 10,
+            branch: Branch(1),
+            from: Position(200),
+            to: Position(250),
+            reason: "slot lost".to_owned(),
+        });
+        assert_eq!(entries(&state), [9]);
+        state.gaps[0].to = Position(301);
+        assert_eq!(entries(&state), [0; 0]);
+    }
+
+    #[test]
+    fn what_an_attempt_lacks_and_what_was_damaged_is_not_taken_over() {
+        let file = |number: u32, name: &str| PageFile {
+            number,
+            name: name.to_owned(),
+            page_size: 8192,
+            length: 9,
+            mode: 0o600,
+        };
+        let mut files = FileTable::default();
+        for file in [file(4, "base/5/1"), file(6, "base/5/2")] {
+            files.page_files.insert(file.number, file);
+        }
+        let damaged = [DamagedPage {
+            path: "base/5/2".to_owned(),
+            block: 7,
+            fault: "its checksum is wrong".to_owned(),
+        }];
+        let before = before(&files, &[(4, 1..3), (6, 8..9)], &damaged);
+        assert_eq!(before.lengths["base/5/1"], 9);
+        let unusable = |name: &str| before.unusable[name].iter().collect::<Vec<_>>();
+        assert_eq!(unusable("base/5/1"), [1, 2]);
+        assert_eq!(unusable("base/5/2"), [7, 8]);
+    }
+
+    #[test]
+    fn pages_chosen_by_another_rule_set_are_not_taken_over() {
+        assert_eq!(FIT.unfit(START), None);
+        for rule_set in [RULE_SET - 1, RULE_SET + 1] {
+            let other = Summary { rule_set, ..FIT };
+            let reason = other.unfit(START).expect("nothing is taken over");
+            assert!(reason.contains("rule set"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn pages_of_another_timeline_or_of_the_future_are_not_taken_over() {
+        let branch = Branch(2);
+        assert!(Summary { branch, ..FIT }.unfit(START).is_some());
+        let start = Position(501);
+        assert!(Summary { start, ..FIT }.unfit(START).is_some());
+    }
+}

@@ -1,0 +1,130 @@
+//! Which cluster of the repository the server is.
+
+use std::path::Path;
+
+use borealis_base::ErrorKind;
+use borealis_pg_server::source::ServerFacts;
+use borealis_repository::Lineage;
+
+use super::supervise::Options;
+use crate::error::{Error, FileContext, Result};
+use crate::restore::recovery_file::RecoveryFile;
+use crate::site::{ClusterIdentity, Site};
+
+/// The name of a cluster for which none is given.
+const DEFAULT_CLUSTER: &str = "main";
+
+/// The cluster's lineage, made if the name is new.
+pub(super) async fn find_cluster(
+    site: &Site,
+    options: &Options,
+    facts: &ServerFacts,
+    data_dir: &Path,
+) -> Result<(String, Lineage)> {
+    let clusters = site.live_clusters().await?;
+    let same_server = clusters.iter().find(|cluster| {
+        ClusterIdentity::of(cluster).is_ok_and(|identity| identity.system_id == facts.system_id)
+    });
+    let name = match (&options.cluster, same_server) {
+        (Some(name), _) => name.clone(),
+        (None, Some(cluster)) => cluster.name.clone(),
+        (None, None) => DEFAULT_CLUSTER.to_owned(),
+    };
+    let Some(cluster) = clusters.iter().find(|cluster| cluster.name == name) else {
+        let identity = ClusterIdentity {
+            system_id: facts.system_id,
+        };
+        let engine = serde_json::to_vec(&identity)
+            .map_err(|error| Error::new(ErrorKind::Bug, error.to_string()))?;
+        return Ok((
+            name.clone(),
+            site.repository.create_cluster(&name, engine.into()).await?,
+        ));
+    };
+    let identity = ClusterIdentity::of(cluster)?;
+    if identity.system_id != facts.system_id {
+        return Err(Error::refused(
+            format!(
+                "cluster {name} is another server: its system identifier is {}, this one's is {}",
+                identity.system_id, facts.system_id
+            ),
+            "Choose another name with --cluster.",
+        ));
+    }
+    refuse_restored(data_dir, cluster)?;
+    Ok((name, site.lineage(cluster).await?))
+}
+
+/// A restored server shares its parent's system identifier, and perhaps its timeline number; what it
+/// writes belongs into a history of its own.
+fn refuse_restored(data_dir: &Path, cluster: &borealis_repository::catalog::Cluster) -> Result<()> {
+    // One that can't be read is not one that is not there.
+    let found = RecoveryFile::load(data_dir).at("read the mark of a restore in", data_dir)?;
+    let born_here = |lineage| {
+        cluster
+            .lineages
+            .iter()
+            .any(|record| record.lineage == lineage)
+    };
+    match found {
+        Some(file) if born_here(file.lineage) => Err(Error::refused(
+            format!(
+                "this server was restored from cluster {}, and is not it",
+                cluster.name
+            ),
+            "Protect it under a name of its own with --cluster.",
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::restore::recovery_file::{RECOVERY_FILE, State};
+    use borealis_base::{Branch, LineageId, Position, Timestamp};
+    use borealis_repository::catalog::{Cluster, LineageRecord};
+
+    fn cluster(lineage: LineageId) -> Cluster {
+        Cluster {
+            name: "sales".to_owned(),
+            engine: bytes::Bytes::new(),
+            lineages: vec![LineageRecord {
+                lineage,
+                parent: None,
+                added_at: Timestamp(0),
+            }],
+            retired_at: None,
+        }
+    }
+
+    /// It has its parent's system identifier and, until it is promoted again, its timelines.
+    #[test]
+    fn a_restored_directory_is_refused_under_its_parents_name_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let (parent, other) = (LineageId([1; 16]), LineageId([2; 16]));
+        refuse_restored(directory.path(), &cluster(parent)).unwrap();
+        let file = RecoveryFile {
+            state: State::Complete,
+            cluster: "sales".to_owned(),
+            lineage: parent,
+            repository: "/srv/backup".to_owned(),
+            key_file: None,
+            branch: Branch(1),
+            log_start: Position(0),
+            log_in_place: None,
+            log_end: None,
+            segment_size: 16 << 20,
+        };
+        let path = directory.path().join(RECOVERY_FILE);
+        std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
+        let error = refuse_restored(directory.path(), &cluster(parent)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("restored from cluster sales"));
+        assert!(error.hint().is_some_and(|hint| hint.contains("--cluster")));
+        refuse_restored(directory.path(), &cluster(other)).unwrap();
+        // A mark that can't be read is no permission.
+        std::fs::write(&path, "{").unwrap();
+        refuse_restored(directory.path(), &cluster(other)).unwrap_err();
+    }
+}

@@ -1,0 +1,216 @@
+//! What the tests of this crate share: a repository, a running protect, restores.
+
+#![allow(dead_code)] // each test uses what it needs
+#![allow(clippy::unwrap_used)] // a test: a failure is a panic
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use borealis_base::{
+    ByteLen, NoProgress, Position, Progress, SystemClock, SystemEntropy, Timestamp,
+};
+use borealis_keys::FileKey;
+use borealis_operations::protect::schedule::Schedule;
+use borealis_operations::protect::slot_policy::Policy;
+use borealis_operations::protect::{self, Stopped};
+use borealis_operations::restore::{self, Answering, Options, prepare};
+use borealis_operations::{Result, Site};
+use borealis_repository::plan::{LineageState, Target};
+use borealis_repository::store::{Absent, FolderStore, Store};
+use borealis_repository::{Environment, Repository};
+use borealis_testkit::server::{DEADLINE, TestServer, server_dir, system_user};
+use borealis_testkit::{installed, wait_until};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub async fn site(directory: &TempDir) -> Site {
+    site_on(directory, |store| store).await
+}
+
+/// A site whose operations meet the store as `wrap` makes it.
+pub async fn site_on(
+    directory: &TempDir,
+    wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+) -> Site {
+    let url = directory.path().join("repository").display().to_string();
+    let key_file = directory.path().join("key");
+    let key = FileKey::create(&key_file, &SystemEntropy).unwrap();
+    let environment = Environment {
+        store: wrap(Arc::new(
+            FolderStore::open(url.as_ref(), Absent::Create).unwrap(),
+        )),
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(SystemEntropy),
+    };
+    let repository = Repository::init(environment, &[&key]).await.unwrap();
+    Site {
+        repository,
+        url,
+        key_file,
+        usage: Arc::default(),
+    }
+}
+
+/// What the ledger of the cluster adds up to; `None` while it can't be read.
+pub async fn state(site: &Site) -> Option<LineageState> {
+    let cluster = site.cluster(Some("main")).await.ok()?;
+    let lineage = site.lineage(&cluster).await.ok()?;
+    lineage.load_state().await.ok()
+}
+
+pub fn options(server: &TestServer) -> protect::Options {
+    protect::Options {
+        info: server.info(),
+        cluster: Some("main".to_owned()),
+        data_dir: Some(server.data_dir().to_owned()),
+        once: false,
+        no_slot: false,
+        flush_interval: Duration::from_millis(200),
+        schedule: Schedule {
+            every_log: ByteLen(4 << 20),
+            every: Duration::from_secs(3600),
+        },
+        resumable_every: ByteLen(1 << 30),
+        policy: Policy::Primary,
+        take_over: false,
+    }
+}
+
+pub struct Protecting {
+    pub stop: CancellationToken,
+    pub task: JoinHandle<Result<Stopped>>,
+}
+
+impl Protecting {
+    pub fn begin(site: Arc<Site>, options: protect::Options) -> Self {
+        Self::watched(
+            site,
+            options,
+            Arc::new(NoProgress),
+            CancellationToken::new(),
+        )
+    }
+
+    /// With a progress that may itself end it by `stop`.
+    pub fn watched(
+        site: Arc<Site>,
+        options: protect::Options,
+        progress: Arc<dyn Progress>,
+        stop: CancellationToken,
+    ) -> Self {
+        let token = stop.clone();
+        let task =
+            tokio::spawn(async move { protect::protect(&site, &options, progress, token).await });
+        Self { stop, task }
+    }
+
+    pub async fn end(self) -> Stopped {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap()
+    }
+}
+
+pub async fn base_backups(site: &Site) -> usize {
+    state(site)
+        .await
+        .map_or(0, |state| state.base_backups.len())
+}
+
+pub async fn now(server: &TestServer) -> Timestamp {
+    let micros = server
+        .value("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text")
+        .await;
+    Timestamp(micros.parse().unwrap())
+}
+
+/// How far the server's log is durable there.
+pub async fn flushed(server: &TestServer) -> Position {
+    let text = server
+        .value("SELECT pg_current_wal_flush_lsn()::text")
+        .await;
+    text.parse().unwrap()
+}
+
+/// Waits until the log that the server has flushed is in the ledger; returns where it ends.
+pub async fn wait_shipped(site: &Site, server: &TestServer) -> Position {
+    let at = flushed(server).await;
+    wait_until("the log to be shipped", DEADLINE, async || {
+        let end = state(site).await?.pieces.last()?.end;
+        (end >= at).then_some(())
+    })
+    .await;
+    at
+}
+
+pub struct Restored {
+    pub server: Answering,
+    pub target: PathBuf,
+    _directory: TempDir,
+}
+
+impl Restored {
+    pub async fn value(&self, sql: &str) -> String {
+        let superuser = borealis_testkit::server::SUPERUSER;
+        let info = borealis_pg_server::conninfo::ConnInfo::from_process(&format!(
+            "host={} port={} user={superuser} dbname=postgres",
+            self.server.socket_directory.display(),
+            self.server.port
+        ))
+        .unwrap();
+        let link = borealis_pg_server::link::SqlLink::connect(&info)
+            .await
+            .unwrap();
+        // Links look up nothing but the catalog by default.
+        link.run("SET search_path = public").await.unwrap();
+        link.value(sql).await.unwrap()
+    }
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        let log = self.target.join(restore::start::LOG_FILE);
+        if let Ok(mut instance) = borealis_pg_server::instance::Instance::attach(&self.target, &log)
+        {
+            let _ = instance.kill();
+        }
+    }
+}
+
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+pub async fn restore_to(site: &Site, target: Target) -> Result<Restored> {
+    let directory = server_dir();
+    let target_dir = directory.path().join("restored");
+    let prepared = prepare(site, Some("main"), &target, target_dir.clone()).await?;
+    let options = Options {
+        start: true,
+        port: Some(free_port()),
+        owner: system_user().map(|user| user.name),
+        programs: Some(installed::binaries(prepared.server_major()).dir),
+        ..Options::default()
+    };
+    let restored = restore::restore(site, prepared, &options, &NoProgress).await?;
+    let server = restored.server.expect("it was to be started");
+    Ok(Restored {
+        server,
+        target: target_dir,
+        _directory: directory,
+    })
+}
+
+pub fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .arg("--no-target-directory")
+        .args([from, to])
+        .status();
+    assert!(status.unwrap().success());
+}
