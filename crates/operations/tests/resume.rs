@@ -235,7 +235,10 @@ async fn change(server: &TestServer, round: u32) {
     // Both ways to make a database.
     server.sql("DROP DATABASE IF EXISTS copied").await;
     server
-        .sql("CREATE DATABASE copied STRATEGY FILE_COPY")
+        .sql(&format!(
+            "CREATE DATABASE copied {}",
+            server.strategy("FILE_COPY")
+        ))
         .await;
     let session = server.session("copied").await;
     session
@@ -244,7 +247,8 @@ async fn change(server: &TestServer, round: u32) {
         .unwrap();
     drop(session);
     if round == 1 {
-        server.sql("CREATE DATABASE logged STRATEGY WAL_LOG").await;
+        let how = server.strategy("WAL_LOG");
+        server.sql(&format!("CREATE DATABASE logged {how}")).await;
     }
 }
 
@@ -396,7 +400,8 @@ async fn with_copies(
         if count <= times {
             server
                 .sql(&format!(
-                    "CREATE DATABASE copy{count} TEMPLATE template STRATEGY FILE_COPY"
+                    "CREATE DATABASE copy{count} TEMPLATE template {}",
+                    server.strategy("FILE_COPY")
                 ))
                 .await;
             let session = server.session("template").await;

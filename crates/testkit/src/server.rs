@@ -407,6 +407,14 @@ impl TestServer {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// The words at the end of `CREATE DATABASE` that choose a way to make it; none on 14, which copies files.
+    pub fn strategy(&self, strategy: &str) -> String {
+        match self.binaries.major {
+            14 => String::new(),
+            _ => format!("STRATEGY {strategy}"),
+        }
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
