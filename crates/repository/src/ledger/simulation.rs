@@ -22,6 +22,12 @@ use borealis_testkit::s3::{ACCESS_KEY, FaultProxy, HttpFaults, SECRET_KEY, Stric
 
 const SEEDS: u64 = 300;
 const S3_SEEDS: u64 = 3;
+/// Over S3, where opening takes long, more would do little but take over from each other.
+const S3_WRITERS: u64 = 2;
+/// What must have happened in each seed over S3.
+const S3_COMMITS: u64 = 12;
+const S3_EPOCHS: u64 = 4;
+const S3_DEADLINE: Duration = Duration::from_mins(3);
 /// Over S3 time is real: everything goes this many times faster.
 const S3_PACE: u32 = 15;
 const WRITERS: u64 = 3;
@@ -308,10 +314,11 @@ async fn read(context: Context, witness: Shared, random: Arc<Chance>) {
 /// Lets writers, deleters and readers loose, each on the store that `store` gives to its number.
 async fn act(
     seed: u64,
-    pace: u32,
+    (writers, pace): (u64, u32),
     without: Option<Rule>,
     store: impl Fn(u64) -> Arc<dyn Store>,
     witness: &Shared,
+    until: impl Future<Output = ()>,
 ) {
     let random = |n: u64| {
         let random = SeededEntropy::new(seed.wrapping_mul(31).wrapping_add(n));
@@ -322,13 +329,13 @@ async fn act(
         ..context(store(n), seed.wrapping_mul(1_000).wrapping_add(n))
     };
     let mut tasks = Vec::new();
-    for n in 0..WRITERS {
+    for n in 0..writers {
         tasks.push(tokio::spawn(supervise(with(n), witness.clone(), random(n))));
     }
     tasks.push(tokio::spawn(delete(with(10), witness.clone(), random(10))));
     tasks.push(tokio::spawn(delete(with(11), witness.clone(), random(11))));
     tasks.push(tokio::spawn(read(with(20), witness.clone(), random(20))));
-    tokio::time::sleep(RUN / pace).await;
+    until.await;
     for task in tasks {
         if task.is_finished() {
             task.await.expect("a task of the simulation failed");
@@ -364,7 +371,15 @@ async fn run(seed: u64, without: Option<Rule>) -> Witness {
         let seed = seed.wrapping_mul(1_000).wrapping_add(n);
         Arc::new(FaultStore::new(memory.clone(), FAULTS, seed))
     };
-    act(seed, 1, without, store, &witness).await;
+    act(
+        seed,
+        (WRITERS, 1),
+        without,
+        store,
+        &witness,
+        tokio::time::sleep(RUN),
+    )
+    .await;
     check(context(memory.clone(), seed), &witness).await
 }
 
@@ -384,11 +399,25 @@ async fn run_over_s3(seed: u64) -> (Witness, usize) {
     let server = StrictServer::start().await;
     let proxy = FaultProxy::start(server.endpoint(), HttpFaults::MIXED, seed).await;
     let mut stores = BTreeMap::new();
-    for n in [0, 1, 2, 10, 11, 20] {
+    for n in [0, 1, 10, 11, 20] {
         stores.insert(n, bucket(proxy.endpoint(), seed ^ n).await);
     }
     let witness = Shared::default();
-    act(seed, S3_PACE, None, |n| stores[&n].clone(), &witness).await;
+    // How fast it goes is the machine's affair: it ends when enough has happened.
+    let enough = borealis_testkit::wait_until("enough to happen", S3_DEADLINE, async || {
+        let witness = witness.lock().unwrap();
+        (witness.commits >= S3_COMMITS && witness.opened >= S3_EPOCHS && witness.readings >= 5)
+            .then_some(())
+    });
+    act(
+        seed,
+        (S3_WRITERS, S3_PACE),
+        None,
+        |n| stores[&n].clone(),
+        &witness,
+        enough,
+    )
+    .await;
     borealis_testkit::wait_until("late requests", Duration::from_secs(10), async || {
         proxy.is_settled().then_some(())
     })
@@ -470,8 +499,10 @@ fn committed_entries_survive_everything_that_happens_on_the_way_to_a_bucket() {
         "{seeds} seeds over S3: {} commits, {} fenced, {} readings, {injected} faults",
         total.commits, total.fences, total.readings
     );
-    assert!(total.commits > seeds * 5 && total.readings > seeds * 2);
-    assert!(injected as u64 > seeds * 20);
+    assert!(
+        injected as u64 > seeds * 10,
+        "a quiet network proves nothing"
+    );
 }
 
 /// A rule left out must show within this many seeds, or the simulation is too tame to prove it.
