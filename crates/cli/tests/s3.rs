@@ -319,6 +319,8 @@ async fn a_standby_is_served_log_from_the_bucket() {
         .await;
     server.sql("INSERT INTO t VALUES (-5, 'later')").await;
     server.sql("SELECT pg_switch_wal()").await;
+    // A position just past a switch is not reached before the next record.
+    server.sql("INSERT INTO t VALUES (-6, 'last')").await;
     site.wait_restorable(server.insert_position().await).await;
     let fetched = Path::new(&target).join("fetched");
     wait_until(
