@@ -67,6 +67,7 @@ impl Source {
             "{what}, {named}"
         );
         self.check_times(to, &rows.keys().copied().collect(), what);
+        oracle::end_prepared(&restored.server).await;
         assert_eq!(
             oracle::amcheck_all(&restored.server).await,
             none(),
