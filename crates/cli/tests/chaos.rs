@@ -111,6 +111,7 @@ async fn kills_and_cut_connections_lose_nothing_that_was_acknowledged() {
         Vec::<String>::new()
     );
     assert_eq!(rows, ledger_rows(&server).await);
+    oracle::end_prepared(&restored.server).await;
     assert_eq!(
         oracle::amcheck_all(&restored.server).await,
         Vec::<String>::new()

@@ -38,6 +38,7 @@ async fn a_snapshot_holds_every_commit_acknowledged_before_it_began() {
         outcome.violations(&rows, restored.position()),
         Vec::<String>::new()
     );
+    oracle::end_prepared(&restored.server).await;
     assert_eq!(
         oracle::amcheck_all(&restored.server).await,
         Vec::<String>::new()
