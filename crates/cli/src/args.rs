@@ -36,7 +36,7 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// Where backups are kept: a folder, as a path or file:///path
+    /// Where backups are kept: a folder, as a path or file:///path, or s3://bucket/prefix[?endpoint=URL&…]
     #[arg(long, global = true, env = "BOREALIS_REPOSITORY", value_name = "URL")]
     pub repository: Option<String>,
     /// The file that holds the repository's key
@@ -99,6 +99,8 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Check that what the repository holds can be restored
     Verify(Verify),
+    /// Look at the place where the repository is
+    Repository(RepositoryArgs),
     /// Print an object of the repository as text
     Inspect(Inspect),
     /// Serve the log to a recovering server
@@ -312,6 +314,25 @@ pub struct Verify {
     /// Read and authenticate every byte that a restore could need
     #[arg(long)]
     pub deep: bool,
+}
+
+/// `borealis repository`.
+#[derive(Debug, Args)]
+pub struct RepositoryArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: RepositoryAction,
+}
+
+/// `borealis repository …`.
+#[derive(Debug, Subcommand)]
+pub enum RepositoryAction {
+    /// Try what the repository needs of its store: create if absent, ranged reads and so on
+    #[command(
+        after_help = "Example:\n  borealis repository probe --repository 's3://backups/sales?endpoint=https://s3.example.org'\n\n\
+        It needs no key and no repository; it writes one small object and removes it again."
+    )]
+    Probe,
 }
 
 /// `borealis inspect`.

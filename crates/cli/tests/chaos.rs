@@ -34,22 +34,6 @@ fn absorb(all: &mut Outcome, more: Outcome) {
     all.unknown.extend(more.unknown);
 }
 
-/// Ends what a writer that was cut off left prepared: its locks would hold up the next writers.
-async fn end_prepared(server: &TestServer) {
-    let session = server.session("postgres").await;
-    let rows = session
-        .rows("SELECT gid FROM pg_prepared_xacts")
-        .await
-        .unwrap();
-    for row in rows {
-        let gid: String = row.get("gid").unwrap();
-        session
-            .run(&format!("ROLLBACK PREPARED '{gid}'"))
-            .await
-            .unwrap();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_and_cut_connections_lose_nothing_that_was_acknowledged() {
     let options = ServerOptions::default()
@@ -107,7 +91,8 @@ async fn kills_and_cut_connections_lose_nothing_that_was_acknowledged() {
                 absorb(&mut outcome, running.stop().await);
             }
         }
-        end_prepared(&server).await;
+        // The locks of what a cut writer left prepared would hold up the next writers.
+        oracle::end_prepared(&server).await;
         protect.assert_running();
     }
     assert!(outcome.acknowledged.len() > 50, "the workload did nothing");

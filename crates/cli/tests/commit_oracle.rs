@@ -20,7 +20,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_borealis");
 const BASE_BACKUPS: u64 = 3;
 /// The idle stretch; its middle is restored to.
 const IDLE: Duration = Duration::from_secs(3);
-/// Log kept on the source for `pg_waldump`.
+/// Log kept on the source for the witness.
 const KEPT: &str = "4GB";
 
 fn seed() -> u64 {
@@ -67,6 +67,7 @@ impl Source {
             "{what}, {named}"
         );
         self.check_times(to, &rows.keys().copied().collect(), what);
+        oracle::end_prepared(&restored.server).await;
         assert_eq!(
             oracle::amcheck_all(&restored.server).await,
             none(),
@@ -207,7 +208,7 @@ async fn run(seed: u64) {
     ];
     let through = server.insert_position().await;
     let source = Source {
-        log: records(&server, first, through),
+        log: records(&server, first, through).await,
         mapping: format!("{}={}", space.display(), site.target("space")),
         outcome,
         site,

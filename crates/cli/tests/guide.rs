@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use borealis_pg_server::instance::binaries::BIN_VARIABLE;
 use borealis_testkit::program::DEADLINE;
 use borealis_testkit::server::{ServerOptions, free_port};
 use borealis_testkit::{Protect, Site, TestServer, wait_until};
@@ -84,6 +85,7 @@ async fn the_guide_does_what_it_says() {
         let output = Command::new("sh")
             .args(["-euc", command])
             .env("PATH", &path)
+            .env(BIN_VARIABLE, &server.binaries().dir)
             .env("WORK", &work)
             .env("RESTORED_PORT", &port)
             .env("STANDBY_PORT", &standby_port)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use borealis_base::{SystemClock, SystemEntropy};
 use borealis_keys::FileKey;
-use borealis_repository::store::{self, Absent};
+use borealis_repository::store::{Absent, FolderStore};
 use borealis_repository::{Environment, Repository};
 
 const DEFECT: i32 = 1;
@@ -60,7 +60,7 @@ impl Place {
     fn repository(&self) -> Environment {
         let url = self.path("repository");
         Environment {
-            store: store::open(url.to_str().unwrap(), Absent::Refuse).unwrap(),
+            store: Arc::new(FolderStore::open(&url, Absent::Refuse).unwrap()),
             clock: Arc::new(SystemClock),
             entropy: Arc::new(SystemEntropy),
         }
@@ -466,7 +466,8 @@ fn what_is_no_repository_is_told_from_a_place_that_is_not_there() {
     };
     status(empty.to_str().unwrap()).expect_failure(NOT_FOUND, &["a repository at", "empty"]);
     status("/nonexistent/r").expect_failure(NOT_FOUND, &["/nonexistent/r"]);
-    status("s3://bucket").expect_failure(USAGE, &["s3"]);
+    status("gs://bucket").expect_failure(USAGE, &["gs"]);
+    status("s3://bucket/a?endpoint=x").expect_failure(USAGE, &["https://host"]);
 }
 
 #[test]

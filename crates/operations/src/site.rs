@@ -6,7 +6,7 @@ use std::sync::Arc;
 use borealis_base::{Clock, Entropy, ErrorKind};
 use borealis_keys::FileKey;
 use borealis_repository::catalog::Cluster;
-use borealis_repository::store::{self, Absent, Counters, CountingStore};
+use borealis_repository::store::{self, Absent, Counters, Outfit};
 use borealis_repository::{Environment, Lineage, Repository};
 
 use crate::error::{Error, Result};
@@ -32,9 +32,14 @@ impl Site {
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
         let key = FileKey::read(&key_file).map_err(borealis_repository::Error::from)?;
-        let store = store::open(url, Absent::Refuse).map_err(borealis_repository::Error::from)?;
         let usage = Arc::new(Counters::default());
-        let store = Arc::new(CountingStore::new(store, usage.clone()));
+        let outfit = Outfit {
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+            counters: usage.clone(),
+        };
+        let store = store::open(url, Absent::Refuse, &outfit).await;
+        let store = store.map_err(borealis_repository::Error::from)?;
         let repository = Repository::open(
             Environment {
                 store,

@@ -14,6 +14,7 @@ use borealis_repository::pages::manifest::Manifest;
 use borealis_repository::plan::{
     BaseBackupSummary, KnownSteps, LineageState, Window, steps_wanted, windows_with,
 };
+use borealis_repository::store::Usage;
 use serde::Serialize;
 
 use crate::base_backup::facts::{DamagedPage, ServerState};
@@ -23,6 +24,10 @@ use crate::site::Site;
 
 /// Damaged pages that a note names; more are counted.
 const DAMAGED_PAGES_NAMED: usize = 3;
+
+/// What `status` says of a store that fences nobody.
+const SINGLE_WRITER_NOTE: &str = "single-writer mode: the store ignores create-if-absent, so that a second \
+                                  protect could damage the backups; see to it that there is one";
 
 /// The answer to `status`.
 #[derive(Debug, Clone, Serialize)]
@@ -68,6 +73,11 @@ pub struct ClusterStatus {
     pub base_backup_bytes: u64,
     /// Ranges of log over which nothing can be restored.
     pub gaps: Vec<GapStatus>,
+    /// Whether the store fences nobody, as the last protect found.
+    pub single_writer: bool,
+    /// Requests and bytes of the running protect since it started; `None` where none of this machine
+    /// tells.
+    pub requests: Option<Usage>,
     /// What else to know.
     pub notes: Vec<String>,
 }
@@ -186,6 +196,12 @@ impl ClusterStatus {
             ByteLen(self.base_backup_bytes),
             ByteLen(self.log_bytes)
         ));
+        if let Some(usage) = &self.requests {
+            lines.push(format!(
+                "  requests      {}, since protect started",
+                show_usage(usage)
+            ));
+        }
         lines.extend(
             self.notes
                 .iter()
@@ -250,11 +266,19 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
     let mut reader = lineage.reader().await?;
     let mut notes = Vec::new();
     let present = reader.presence().await?;
-    if settle(present.as_ref(), &mut notes).await {
+    let asked = settle(present.as_ref(), &mut notes).await;
+    if asked.may_have_grown {
         reader.refresh().await?;
     }
     // Read again: what was settled is a sign of life.
-    let protector = reader.presence().await?.as_ref().map(protector);
+    let present = reader.presence().await?;
+    let single_writer = present
+        .as_ref()
+        .is_some_and(|present| present.holder.single_writer);
+    if single_writer {
+        notes.push(SINGLE_WRITER_NOTE.to_owned());
+    }
+    let protector = present.as_ref().map(protector);
     let mut state = reader.state().clone();
     state.pins = lineage.pins().await?.all().to_vec();
     let windows = exact_windows(&lineage, &state).await?;
@@ -265,32 +289,58 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
         notes.extend(damage_note(&lineage, base).await?);
     }
     notes.push("nothing expires yet: retention is not implemented".to_owned());
-    Ok(summarise(
-        &cluster.name,
-        &state,
-        &windows,
-        protector,
-        notes,
-        now,
-    ))
+    let status = summarise(&cluster.name, &state, &windows, protector, notes, now);
+    Ok(ClusterStatus {
+        single_writer,
+        requests: asked.usage,
+        ..status
+    })
 }
 
-/// Has a `protect` of this machine settle the present; whether the ledger may have grown.
-async fn settle(present: Option<&Presence>, notes: &mut Vec<String>) -> bool {
+/// What became of asking the running `protect`.
+#[derive(Default)]
+struct Asked {
+    /// Whether the ledger may have grown meanwhile.
+    may_have_grown: bool,
+    usage: Option<Usage>,
+}
+
+/// Has a `protect` of this machine settle the present and tell what it has used.
+async fn settle(present: Option<&Presence>, notes: &mut Vec<String>) -> Asked {
     let Some(present) = present.filter(|present| is_running(present) == Some(true)) else {
-        return false;
+        return Asked::default();
     };
     if present.holder.control.is_empty() {
-        return false;
+        return Asked::default();
     }
     let path = Path::new(&present.holder.control);
     match control::ask(path, control::Request::Settle).await {
-        Ok(answer) => answer.is_some(),
+        Ok(answer) => Asked {
+            may_have_grown: answer.is_some(),
+            usage: answer.and_then(|answer| answer.usage),
+        },
         Err(error) => {
             notes.push(format!("{error}; the latest moment may be later"));
-            true
+            Asked {
+                may_have_grown: true,
+                usage: None,
+            }
         }
     }
+}
+
+/// Requests by kind and bytes, in one line.
+fn show_usage(usage: &Usage) -> String {
+    format!(
+        "{} puts, {} gets, {} lists, {} deletes, of which {} tried again; {} sent, {} received",
+        usage.puts,
+        usage.gets,
+        usage.lists,
+        usage.deletes,
+        usage.retries,
+        ByteLen(usage.bytes_put),
+        ByteLen(usage.bytes_got)
+    )
 }
 
 /// Whether the holder runs; `None` if that can't be seen from here.
@@ -461,6 +511,8 @@ fn summarise(
         log_bytes: state.pieces.iter().map(|piece| piece.stored_bytes).sum(),
         base_backup_bytes: state.base_backups.iter().map(|base| base.new_bytes).sum(),
         gaps: gaps(state),
+        single_writer: false,
+        requests: None,
         notes,
     }
 }

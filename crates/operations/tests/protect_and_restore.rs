@@ -13,7 +13,7 @@ use borealis_operations::protect;
 use borealis_operations::restore::{self, Options, prepare};
 use borealis_repository::plan::Target;
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer, server_dir, system_user};
-use borealis_testkit::wait_until;
+use borealis_testkit::{installed, wait_until};
 use common::{
     Protecting, base_backups, copy, free_port, now, options, restore_to, site, wait_shipped,
 };
@@ -167,7 +167,9 @@ async fn a_server_that_was_promoted_before_is_protected_and_restored_on_its_time
 async fn pages_changed_by_pg_checksums_are_not_inherited() {
     let directory = tempfile::tempdir().unwrap();
     let site = Arc::new(site(&directory).await);
+    // Only Debian's servers come with the program.
     let mut server = TestServer::start(ServerOptions {
+        major: installed::DEBIAN_MAJOR,
         checksums: false,
         ..ServerOptions::default()
     })
@@ -350,7 +352,7 @@ async fn log_of_the_minimal_level_ends_the_window_and_a_new_one_begins_behind_it
         "{refused}"
     );
     assert!(
-        refused.to_string().contains("wal_level is minimal"),
+        refused.to_string().contains("wal_level: minimal"),
         "{refused}"
     );
     server.sql("ALTER SYSTEM RESET wal_level").await;
@@ -428,6 +430,7 @@ async fn a_restored_server_that_nobody_can_log_in_to_ends_the_wait() {
         start: true,
         port: Some(free_port()),
         owner: system_user().map(|user| user.name),
+        programs: Some(installed::binaries(prepared.server_major()).dir),
         login_deadline: Duration::from_secs(1),
         ..Options::default()
     };

@@ -15,6 +15,7 @@ use borealis_operations::{Result, Site};
 use borealis_repository::layout;
 use borealis_repository::plan::{LineageState, Target};
 use borealis_repository::verify::{Report, verify_lineage};
+use borealis_testkit::installed::DEBIAN_MAJOR;
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer};
 use borealis_testkit::{oracle, wait_until};
 use tokio_util::sync::CancellationToken;
@@ -234,7 +235,10 @@ async fn change(server: &TestServer, round: u32) {
     // Both ways to make a database.
     server.sql("DROP DATABASE IF EXISTS copied").await;
     server
-        .sql("CREATE DATABASE copied STRATEGY FILE_COPY")
+        .sql(&format!(
+            "CREATE DATABASE copied {}",
+            server.strategy("FILE_COPY")
+        ))
         .await;
     let session = server.session("copied").await;
     session
@@ -243,7 +247,8 @@ async fn change(server: &TestServer, round: u32) {
         .unwrap();
     drop(session);
     if round == 1 {
-        server.sql("CREATE DATABASE logged STRATEGY WAL_LOG").await;
+        let how = server.strategy("WAL_LOG");
+        server.sql(&format!("CREATE DATABASE logged {how}")).await;
     }
 }
 
@@ -300,10 +305,10 @@ async fn a_base_backup_killed_three_times_is_the_same_as_one_that_was_not() {
         .sql("UPDATE big SET payload = 'last' WHERE id % 4000 = 7")
         .await;
     let last = finished(&site, &server).await;
-    assert!(
-        last.planned[0] + again.read / 2 < since,
-        "{last:?} after {again:?}"
-    );
+    // How many are spared depends on the log piece that holds the attempt's start: it counts whole, with
+    // what it says of the time before.
+    assert!(last.resumed().is_some(), "{last:?}");
+    assert!(last.planned[0] < since, "{last:?} after {again:?}");
     assert_eq!(state(&site).await.base_backups.len(), 2);
     assert_restores_the_same(&site, &server).await;
 }
@@ -313,7 +318,9 @@ async fn a_base_backup_killed_three_times_is_the_same_as_one_that_was_not() {
 async fn nothing_is_taken_over_from_an_attempt_before_pg_checksums() {
     let directory = tempfile::tempdir().unwrap();
     let site = Arc::new(site(&directory).await);
+    // Only Debian's servers come with the program.
     let mut server = TestServer::start(ServerOptions {
+        major: DEBIAN_MAJOR,
         checksums: false,
         ..ServerOptions::default()
     })
@@ -393,7 +400,8 @@ async fn with_copies(
         if count <= times {
             server
                 .sql(&format!(
-                    "CREATE DATABASE copy{count} TEMPLATE template STRATEGY FILE_COPY"
+                    "CREATE DATABASE copy{count} TEMPLATE template {}",
+                    server.strategy("FILE_COPY")
                 ))
                 .await;
             let session = server.session("template").await;

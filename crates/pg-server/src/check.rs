@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use borealis_pg_format::wal::WAL_PAGE_SIZE;
+
 use crate::conninfo::{ConnInfo, Host};
 use crate::error::Result;
 use crate::link::{ReplicationLink, SqlLink, quote_identifier};
@@ -273,6 +275,15 @@ fn server_findings(facts: &CheckFacts, table: &mut Table) {
         server.version_text.split(" on ").next().unwrap_or_default(),
         format!("PostgreSQL {oldest} to {newest}"),
         MAJORS.contains(&server.major()),
+        Problem,
+        None,
+    );
+    let log_page = settings.number("wal_block_size").unwrap_or(0);
+    table.rate(
+        "wal_block_size",
+        format!("{log_page} bytes"),
+        format!("{WAL_PAGE_SIZE} bytes, as every distribution builds it"),
+        u64::try_from(log_page) == Ok(WAL_PAGE_SIZE),
         Problem,
         None,
     );

@@ -26,16 +26,28 @@ async fn look(info: &ConnInfo, server: Option<&TestServer>) -> (CheckFacts, Vec<
 #[tokio::test]
 async fn bare_role_lacks_everything_and_the_printed_sql_gives_it() {
     let mut server = TestServer::start(ServerOptions::default()).await;
+    // In the words of 14 and 15, and of 16 and later.
     server.allow_in_log("must be superuser or replication role to start walsender");
+    server.allow_in_log("permission denied to start WAL sender");
     server.sql("CREATE ROLE \"Ann's\" LOGIN PASSWORD 'x'").await;
     let mut info = server.info();
     info.user = "Ann's".to_owned();
     let (_, found) = look(&info, None).await;
     let missing = problems(&found);
+    let (start, stop) = match server.binaries().major {
+        14 => (
+            "EXECUTE pg_start_backup(text,boolean,boolean)",
+            "EXECUTE pg_stop_backup(boolean,boolean)",
+        ),
+        _ => (
+            "EXECUTE pg_backup_start(text,boolean)",
+            "EXECUTE pg_backup_stop(boolean)",
+        ),
+    };
     for subject in [
         "role Ann's",
-        "EXECUTE pg_backup_start(text,boolean)",
-        "EXECUTE pg_backup_stop(boolean)",
+        start,
+        stop,
         "EXECUTE pg_create_restore_point(text)",
         "EXECUTE pg_read_binary_file(text,bigint,bigint,boolean)",
         "EXECUTE pg_ls_dir(text,boolean,boolean)",
@@ -146,6 +158,8 @@ async fn facts_decide_what_is_said() {
         let found = with(&|f| f.server.version = version);
         assert_eq!(severity(found, "version"), Severity::Ok);
     }
+    let found = with(&|f| set(&mut f.server, "wal_block_size", "16384"));
+    assert_eq!(severity(found, "wal_block_size"), Severity::Problem);
     let found = with(&|f| f.pooled = true);
     assert_eq!(severity(found, "pooler"), Severity::Problem);
     let found = with(&|f| {

@@ -13,6 +13,7 @@ use borealis_pg_server::recovery::{Goal, Origin, Place, Recovery, configure};
 use borealis_pg_server::source::ServerFacts;
 use borealis_testkit::TestServer;
 use borealis_testkit::server::{ServerOptions, give_to, server_dir, system_user};
+use borealis_testkit::waldump::records;
 
 fn write(data_dir: &Path, path: &str, bytes: &[u8]) {
     let file = data_dir.join(path);
@@ -40,17 +41,10 @@ fn copy(source: &Path, target: &Path, tablespace_directory: &str) {
 }
 
 /// The start of the last commit record before `end`, by PostgreSQL's own reader.
-fn commit_before(server: &TestServer, from: Position, end: Position) -> Position {
-    let wal = server.data_dir().join("pg_wal").display().to_string();
-    let dump = server.run_program(
-        "pg_waldump",
-        &["-p", &wal, "-s", &from.to_string(), "-e", &end.to_string()],
-    );
-    dump.lines()
-        .filter(|line| line.contains("desc: COMMIT"))
-        .filter_map(|line| line.split("lsn: ").nth(1)?.split(',').next()?.parse().ok())
-        .next_back()
-        .expect("a commit")
+async fn commit_before(server: &TestServer, from: Position, end: Position) -> Position {
+    let records = records(server, from, end).await;
+    let ends = records.iter().filter(|record| record.ended.is_some());
+    ends.map(|record| record.start).max().expect("a commit")
 }
 
 #[tokio::test]
@@ -85,7 +79,7 @@ async fn recovered_cluster_holds_what_came_before_the_target_and_nothing_of_its_
         .value("SELECT pg_current_wal_insert_lsn()")
         .await
         .expect("readable");
-    let last = commit_before(&server, start, end);
+    let last = commit_before(&server, start, end).await;
     assert!(last > stop.position);
     sql.run("INSERT INTO t VALUES (2); SELECT pg_switch_wal()")
         .await

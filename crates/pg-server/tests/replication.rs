@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_base::{Branch, Clock, ErrorKind, Position, SystemClock};
+use borealis_pg_format::ControlFile;
 use borealis_pg_server::link::replication::{Event, Message, Started};
 use borealis_pg_server::link::{Feedback, ReplicationLink, ReplicationStream};
 use borealis_pg_server::source;
@@ -145,6 +146,11 @@ async fn idle_stream_shows_signs_of_life_and_a_dead_peer_does_not() {
     assert!(error.to_string().contains("no message"), "{error}");
 }
 
+async fn slot(server: &TestServer) -> Option<source::SlotState> {
+    let sql = server.session("postgres").await;
+    source::slot_state(&sql, "ours").await.expect("answers")
+}
+
 #[tokio::test]
 async fn slot_holds_the_reported_position_and_survives_a_restart() {
     let mut server = TestServer::start(ServerOptions::default()).await;
@@ -153,16 +159,12 @@ async fn slot_holds_the_reported_position_and_survives_a_restart() {
     let mut link = ReplicationLink::connect(&server.info())
         .await
         .expect("connects");
-    assert_eq!(link.read_slot("ours").await.expect("answers"), None);
+    assert_eq!(slot(&server).await, None);
     link.create_slot("ours", true).await.expect("created");
     let again = link.create_slot("ours", true).await.expect_err("exists");
     assert_eq!(again.sqlstate(), Some("42710"));
-    let slot = link
-        .read_slot("ours")
-        .await
-        .expect("answers")
-        .expect("exists");
-    let start = slot.restart.expect("reserved at once");
+    let made = slot(&server).await.expect("exists");
+    let start = made.restart.expect("reserved at once");
     server
         .sql("CREATE TABLE t (x int); INSERT INTO t VALUES (1)")
         .await;
@@ -170,11 +172,7 @@ async fn slot_holds_the_reported_position_and_survives_a_restart() {
     let (mut stream, feedback) =
         stream_from(&server, Some("ours"), start, Branch(1), DEADLINE).await;
     read_until(&mut stream, start, until).await;
-    let sql = server.session("postgres").await;
-    let state = source::slot_state(&sql, "ours")
-        .await
-        .expect("answers")
-        .expect("exists");
+    let state = slot(&server).await.expect("exists");
     assert!(state.active && state.is_permanent_physical);
     assert_eq!(state.hold, Some(source::SlotHold::Reserved));
     assert_eq!(state.restart, Some(start), "nothing was reported yet");
@@ -182,24 +180,19 @@ async fn slot_holds_the_reported_position_and_survives_a_restart() {
     // What is reported later with less never takes it back.
     feedback.report(start, start, Position::ZERO);
     wait_until("the slot to move", DEADLINE, async || {
-        let state = source::slot_state(&sql, "ours").await.expect("answers")?;
+        let state = slot(&server).await?;
         (state.restart == Some(until)).then_some(())
     })
     .await;
     stream.close().await.expect("closes");
-    drop(sql);
     server.restart().await;
     let mut link = ReplicationLink::connect(&server.info())
         .await
         .expect("connects");
-    let slot = link
-        .read_slot("ours")
-        .await
-        .expect("answers")
-        .expect("survives");
-    assert_eq!((slot.restart, slot.branch), (Some(until), Some(Branch(1))));
+    let survived = slot(&server).await.expect("survives");
+    assert_eq!(survived.restart, Some(until));
     link.drop_slot("ours").await.expect("dropped");
-    assert_eq!(link.read_slot("ours").await.expect("answers"), None);
+    assert_eq!(slot(&server).await, None);
     let absent = link.drop_slot("ours").await.expect_err("absent");
     assert_eq!(absent.kind(), ErrorKind::NotFound);
 }
@@ -332,15 +325,9 @@ async fn shutdown_of_the_server_is_seen_with_all_its_log() {
     server.stop().await;
     let (reached, error) = reader.await.expect("the reader ends");
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
-    let control = server.run_program(
-        "pg_controldata",
-        &[&server.data_dir().display().to_string()],
-    );
-    let checkpoint: Position = control
-        .lines()
-        .find_map(|line| line.strip_prefix("Latest checkpoint location:"))
-        .and_then(|text| text.trim().parse().ok())
-        .expect("is printed");
+    let control = std::fs::read(server.data_dir().join("global/pg_control")).expect("is there");
+    let control = ControlFile::parse(&control).expect("is valid");
+    let checkpoint = Position(control.checkpoint_lsn.0);
     assert!(
         reached > checkpoint,
         "the shutdown checkpoint at {checkpoint} was not streamed"

@@ -37,7 +37,7 @@ use borealis_repository::pages::pack::{
 };
 use borealis_repository::pins::NewPin;
 use borealis_repository::plan::ObjectRef;
-use borealis_repository::store::{self, Absent, MemoryStore, Store};
+use borealis_repository::store::{Absent, FolderStore, MemoryStore, Store};
 use borealis_repository::{Environment, Repository};
 use bytes::Bytes;
 
@@ -104,7 +104,7 @@ fn bodies() -> Vec<EntryBody> {
 async fn write_repository(folder: &Path) -> Result<()> {
     let place = folder.join("repository");
     let environment = Environment {
-        store: store::open(&place.to_string_lossy(), Absent::Create)?,
+        store: Arc::new(FolderStore::open(&place, Absent::Create)?),
         clock: Arc::new(ManualClock::new(Timestamp(1_700_000_000_000_000))),
         entropy: Arc::new(SystemEntropy),
     };
@@ -120,6 +120,7 @@ async fn write_repository(folder: &Path) -> Result<()> {
             process_start: 7,
             control: "socket".to_owned(),
             program: "borealis 0.1.0".to_owned(),
+            ..Holder::default()
         },
         log_unit: 16 << 20,
         expected_epoch: None,

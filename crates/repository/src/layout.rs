@@ -5,6 +5,15 @@ use borealis_base::{LineageId, ObjectId};
 /// The descriptor of the repository.
 pub const DESCRIPTOR: &str = "repository";
 
+/// The object by which a store is asked whether it honours create-if-absent. Its content is constant,
+/// so that whoever asks, and however often, changes nothing. Not part of the repository.
+pub const FENCING_PROBE: &str = "probe";
+
+/// An object of `borealis repository probe`, which removes it at its end.
+pub fn probe(id: ObjectId) -> String {
+    format!("probes/{id}")
+}
+
 /// Ledger entries per folder, and per checkpoint.
 pub const ENTRIES_PER_CHECKPOINT: u64 = 4_096;
 

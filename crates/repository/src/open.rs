@@ -376,7 +376,11 @@ impl Repository {
         let now = self.environment.clock.now();
         let ring = seal_ring(lineage.0, 1, &owner_key, &wraps, &keys, now, entropy);
         let name = layout::lineage_keys(lineage, 1);
-        if self.environment.store.create(&name, ring.bytes).await? == Created::Exists {
+        let store = self.environment.store.as_ref();
+        // The name is random: what exists there is this very ring, from a create whose reply was lost.
+        if store.create(&name, ring.bytes.clone()).await? == Created::Exists
+            && store.read(&name).await? != ring.bytes
+        {
             return Err(Error::Bug {
                 what: format!("random name {name} exists"),
             });

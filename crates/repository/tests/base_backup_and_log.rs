@@ -167,6 +167,7 @@ async fn a_lineage_is_written_resolved_planned_read_and_verified() {
         process_start: 1,
         control: String::new(),
         program: "test".to_owned(),
+        ..Holder::default()
     };
     let mut writer = lineage
         .open_writer(Opening {

@@ -10,7 +10,7 @@ use borealis_base::{
 use borealis_keys::FileKey;
 use borealis_repository::ledger::{EntryBody, Gap, Holder, Opening};
 use borealis_repository::pins::NewPin;
-use borealis_repository::store::{Absent, MemoryStore, Store};
+use borealis_repository::store::{Absent, FolderStore, MemoryStore, Store};
 use borealis_repository::{Environment, Error, Repository, layout};
 use bytes::Bytes;
 
@@ -358,9 +358,9 @@ async fn a_child_lineage_reads_its_parents_objects() {
 #[tokio::test]
 async fn a_repository_in_a_folder_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let url = dir.path().join("repo").display().to_string();
+    let place = dir.path().join("repo");
     let key = FileKey::in_memory(&SystemEntropy);
-    let store = borealis_repository::store::open(&url, Absent::Create).unwrap();
+    let store = Arc::new(FolderStore::open(&place, Absent::Create).unwrap());
     let repository = Repository::init(environment(store, 1), &[&key])
         .await
         .unwrap();
@@ -371,7 +371,7 @@ async fn a_repository_in_a_folder_is_there_after_a_restart() {
     let mut writer = lineage.open_writer(opening()).await.unwrap();
     let entry = writer.append(&gap(1), Vec::new()).await.unwrap();
     drop((writer, lineage, repository));
-    let store = borealis_repository::store::open(&url, Absent::Refuse).unwrap();
+    let store = Arc::new(FolderStore::open(&place, Absent::Refuse).unwrap());
     let repository = Repository::open(environment(store, 2), &key).await.unwrap();
     let cluster = repository.cluster("shop").await.unwrap();
     let lineage = repository

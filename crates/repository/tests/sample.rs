@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use borealis_base::{Branch, ManualClock, RecordSpan, SystemEntropy, Timestamp};
 use borealis_keys::FileKey;
-use borealis_repository::store::{self, Absent};
+use borealis_repository::store::{Absent, FolderStore};
 use borealis_repository::{Environment, Repository};
 use serde_json::{Value, json};
 
@@ -24,7 +24,7 @@ fn sample() -> PathBuf {
 fn environment(absent: Absent) -> Environment {
     let folder = sample().join("repository");
     Environment {
-        store: store::open(folder.to_str().unwrap(), absent).unwrap(),
+        store: Arc::new(FolderStore::open(&folder, absent).unwrap()),
         clock: Arc::new(ManualClock::new(Timestamp(1_700_000_000_000_000))),
         entropy: Arc::new(SystemEntropy),
     }

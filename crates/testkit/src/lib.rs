@@ -4,8 +4,10 @@
 //! that matters to a backup and remembers what was acknowledged; [`oracle`] says whether a copy is
 //! sound and the same. Nothing here is compiled into a product.
 
+pub mod installed;
 pub mod oracle;
 pub mod program;
+pub mod s3;
 pub mod server;
 pub mod small_disk;
 pub mod waldump;

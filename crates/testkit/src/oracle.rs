@@ -26,6 +26,28 @@ pub async fn databases(server: &TestServer) -> Vec<String> {
         .collect()
 }
 
+/// Ends the transactions that are prepared: their locks, which may be of any strength, would keep a check
+/// waiting for ever. A restore to a moment between the two phases has them, and so has a server whose writers
+/// were cut off.
+pub async fn end_prepared(server: &TestServer) {
+    let session = server.session("postgres").await;
+    let rows = session
+        .rows("SELECT gid, database FROM pg_prepared_xacts")
+        .await
+        .expect("the catalog is readable");
+    for row in rows {
+        let (gid, database): (String, String) = (
+            row.get("gid").expect("a name"),
+            row.get("database").expect("a database"),
+        );
+        let session = server.session(&database).await;
+        session
+            .run(&format!("ROLLBACK PREPARED '{gid}'"))
+            .await
+            .expect("it is rolled back");
+    }
+}
+
 async fn checked(session: &SqlLink, what: &str, sql: &str, found: &mut Vec<String>) {
     match session.rows(sql).await {
         Ok(rows) => found.extend(rows.iter().map(|row| {

@@ -11,14 +11,15 @@ use std::time::Duration;
 use std::os::unix::fs::PermissionsExt;
 
 use borealis_base::{Position, Timestamp};
-use borealis_pg_server::instance::SystemUser;
+use borealis_pg_server::instance::binaries::BIN_VARIABLE;
+use borealis_pg_server::instance::{Binaries, SystemUser};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::server::{free_port, server_dir, system_user};
-use crate::{TestServer, wait_until};
+use crate::{TestServer, s3, wait_until};
 
 /// How long a condition on the repository may take to come true. Two cores run several servers.
 pub const DEADLINE: Duration = Duration::from_mins(2);
@@ -106,8 +107,10 @@ pub fn moment(value: &Value, field: &str) -> Option<Timestamp> {
 pub struct Site {
     dir: TempDir,
     program: PathBuf,
-    major: u32,
+    binaries: Binaries,
     user: Option<SystemUser>,
+    /// The repository's URL where it is no folder.
+    url: Option<String>,
 }
 
 impl Site {
@@ -117,9 +120,18 @@ impl Site {
         let site = Self {
             dir,
             program: PathBuf::from(program),
-            major: server.binaries().major,
+            binaries: server.binaries().clone(),
             user: None,
+            url: None,
         };
+        site.configure(&server.dsn());
+        site
+    }
+
+    /// A configuration for `server` whose repository is the bucket at `url`; no repository yet.
+    pub fn in_bucket(program: &str, server: &TestServer, url: &str) -> Self {
+        let mut site = Self::bare(program, server);
+        site.url = Some(url.to_owned());
         site.configure(&server.dsn());
         site
     }
@@ -149,7 +161,9 @@ impl Site {
     pub fn configure(&self, source: &str) {
         let text = format!(
             "repository = \"{}\"\nkey_file = \"{}\"\nsource = \"{source}\"\n",
-            self.repository().display(),
+            self.url
+                .clone()
+                .unwrap_or_else(|| self.repository().display().to_string()),
             self.key_file().display()
         );
         std::fs::write(self.dir.path().join("config.toml"), text).expect("it is ours");
@@ -188,12 +202,19 @@ impl Site {
         let mut command = Command::new(&self.program);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if name.starts_with("PG") || name.starts_with("BOREALIS_") {
+            if ["PG", "BOREALIS_", "AWS_"]
+                .iter()
+                .any(|theirs| name.starts_with(theirs))
+            {
                 command.env_remove(&*name);
             }
         }
+        if self.url.is_some() {
+            command.envs(s3::environment());
+        }
         command
             .args(arguments)
+            .env(BIN_VARIABLE, &self.binaries.dir)
             .env("BOREALIS_CONFIG", self.dir.path().join("config.toml"))
             .env("NO_COLOR", "1")
             .current_dir(self.dir.path())
@@ -284,7 +305,7 @@ impl Site {
             .json(&[&arguments[..], &start[..], more].concat())
             .await;
         let log_file = Path::new(&target).join(RESTORE_LOG);
-        let server = TestServer::attach(Path::new(&target), self.major, &log_file);
+        let server = TestServer::attach(Path::new(&target), self.binaries.major, &log_file);
         assert_eq!(server.port().to_string(), port, "--port was not followed");
         let plan = answer.get("plan").unwrap_or(&answer).clone();
         Restored {

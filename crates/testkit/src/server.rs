@@ -12,6 +12,8 @@ use borealis_pg_server::instance::{command_as, running_pid};
 use borealis_pg_server::link::SqlLink;
 use tempfile::TempDir;
 
+use crate::installed;
+
 /// How long a server may take to start or stop.
 pub const DEADLINE: Duration = Duration::from_mins(1);
 
@@ -54,10 +56,7 @@ pub struct ServerOptions {
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
-            major: std::env::var("BOREALIS_TEST_PG_MAJOR")
-                .ok()
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(15),
+            major: installed::default_major(),
             checksums: true,
             segment_mib: 16,
             locale: "C.UTF-8".to_owned(),
@@ -131,7 +130,7 @@ pub fn server_dir() -> TempDir {
 impl TestServer {
     /// Makes a cluster and starts it.
     pub async fn start(options: ServerOptions) -> Self {
-        let binaries = Binaries::find(options.major, None).expect("the server is installed");
+        let binaries = installed::binaries(options.major);
         let (dir, user) = (server_dir(), system_user());
         let data_dir = dir.path().join("data");
         let mut initdb = command_as(&binaries.program("initdb"), user.as_ref());
@@ -162,7 +161,7 @@ impl TestServer {
     /// Takes over a data directory that something else made, such as a restore, and starts it.
     /// The directory itself is left behind when the server is dropped.
     pub async fn adopt(data_dir: &Path, major: u32, settings: &[(&str, &str)]) -> Self {
-        let binaries = Binaries::find(major, None).expect("the server is installed");
+        let binaries = installed::binaries(major);
         let mut server = Self::at(server_dir(), data_dir.to_owned(), binaries, system_user());
         let settings: Vec<_> = settings
             .iter()
@@ -177,7 +176,7 @@ impl TestServer {
     /// output to `log_file`. Its port and socket are those that it shows in `postmaster.pid`.
     /// The directory itself is left behind when the server is dropped.
     pub fn attach(data_dir: &Path, major: u32, log_file: &Path) -> Self {
-        let binaries = Binaries::find(major, None).expect("the server is installed");
+        let binaries = installed::binaries(major);
         let mut server = Self::at(server_dir(), data_dir.to_owned(), binaries, system_user());
         let instance = Instance::attach(data_dir, log_file).expect("the server runs");
         let text = std::fs::read_to_string(data_dir.join("postmaster.pid")).expect("it runs");
@@ -408,6 +407,14 @@ impl TestServer {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// The words at the end of `CREATE DATABASE` that choose a way to make it; none on 14, which copies files.
+    pub fn strategy(&self, strategy: &str) -> String {
+        match self.binaries.major {
+            14 => String::new(),
+            _ => format!("STRATEGY {strategy}"),
+        }
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
@@ -475,10 +482,16 @@ impl TestServer {
 
 fn unexpected_lines(log: &str, allowed: &[String]) -> Vec<String> {
     const LEVELS: [&str; 4] = ["PANIC:  ", "FATAL:  ", "ERROR:  ", "WARNING:  "];
+    // Some majors put the names of settings in quotes, others do not.
+    let plain = |text: &str| text.replace('"', "");
+    let allowed: Vec<_> = ALLOWED
+        .into_iter()
+        .chain(allowed.iter().map(String::as_str))
+        .map(plain)
+        .collect();
     log.lines()
         .filter(|line| LEVELS.iter().any(|level| line.contains(level)))
-        .filter(|line| !ALLOWED.iter().any(|words| line.contains(words)))
-        .filter(|line| !allowed.iter().any(|words| line.contains(words)))
+        .filter(|line| !allowed.iter().any(|words| plain(line).contains(words)))
         .map(str::to_owned)
         .collect()
 }
@@ -513,7 +526,8 @@ mod tests {
     #[test]
     fn log_scan_sees_what_was_not_allowed() {
         let log = "a LOG:  fine\nb ERROR:  division by zero\nc WARNING:  worn out\n\
-                   d FATAL:  the database system is starting up\n";
+                   d FATAL:  the database system is starting up\n\
+                   e WARNING:  specified neither \"primary_conninfo\" nor \"restore_command\"\n";
         let lines = unexpected_lines(log, &["worn out".to_owned()]);
         assert_eq!(lines, ["b ERROR:  division by zero"]);
     }

@@ -1,10 +1,18 @@
-//! The log as `pg_waldump` reads it: a witness that shares nothing with the program under test.
+//! The log as PostgreSQL itself reads it: a witness that shares nothing with the program under test.
+//! `pg_waldump` for 15 and, translated, for 14; `pg_walinspect` for 16 and later, which come without programs.
+
+pub mod translate;
+
+use std::path::Path;
 
 use borealis_base::{Position, Timestamp};
+use borealis_pg_format::segment::{LogFile, SegmentSize};
+use borealis_pg_format::{Lsn, Timeline};
 use borealis_pg_server::instance::command_as;
 
 use crate::TestServer;
-use crate::server::system_user;
+use crate::installed::{DEBIAN_MAJOR, binaries};
+use crate::server::{give_to, system_user};
 
 /// Bytes of a log segment of test servers, unless they ask for another size.
 const SEGMENT_BYTES: u64 = 16 << 20;
@@ -20,8 +28,64 @@ pub struct Record {
     pub ended: Option<Timestamp>,
 }
 
-/// The records of `[from, to)` of a server's own log, which must still be there.
-pub fn records(server: &TestServer, from: Position, to: Position) -> Vec<Record> {
+/// The records of `[from, to)` of a running server's own log, which must still be there, on timeline 1.
+pub async fn records(server: &TestServer, from: Position, to: Position) -> Vec<Record> {
+    let log = server.data_dir().join("pg_wal");
+    match server.binaries().major {
+        14 => {
+            let folder = server.scratch("log-as-15");
+            translate_log(&log, &folder, from);
+            waldump(&folder, from, to)
+        }
+        DEBIAN_MAJOR => waldump(&log, from, to),
+        _ => walinspect(server, from, to).await,
+    }
+}
+
+fn translate_log(log: &Path, folder: &Path, from: Position) {
+    let (size, timeline) = (SegmentSize::DEFAULT, Timeline(1));
+    let first = size.number_of(Lsn(from.0));
+    let mut bytes = Vec::new();
+    let segments = (first..).map(|number| LogFile::Segment { timeline, number }.name(size));
+    for name in segments {
+        let Ok(segment) = std::fs::read(log.join(name)) else {
+            break;
+        };
+        bytes.extend(segment);
+    }
+    translate::write_as_15(folder, timeline, size.start_of(first), &bytes);
+    for entry in std::fs::read_dir(folder).expect("it was made").flatten() {
+        give_to(&entry.path(), system_user().as_ref());
+    }
+}
+
+async fn walinspect(server: &TestServer, from: Position, to: Position) -> Vec<Record> {
+    let session = server.session("postgres").await;
+    session
+        .run("CREATE EXTENSION IF NOT EXISTS pg_walinspect")
+        .await
+        .expect("contrib is installed");
+    let rows = session
+        .rows(&format!(
+            "SELECT start_lsn, resource_manager = 'Transaction' AS ends, \
+             record_type || ' ' || description AS what \
+             FROM pg_get_wal_records_info('{from}', '{to}') ORDER BY start_lsn"
+        ))
+        .await
+        .unwrap_or_else(|error| panic!("pg_walinspect: {error}"));
+    rows.iter()
+        .map(|row| Record {
+            start: row.position("start_lsn").expect("a position"),
+            ended: row
+                .flag("ends")
+                .expect("a flag")
+                .then(|| end_time(row.text("what").unwrap_or_default()))
+                .flatten(),
+        })
+        .collect()
+}
+
+fn waldump(log: &Path, from: Position, to: Position) -> Vec<Record> {
     // Where the log ends with a segment, the next one has no file yet, only the header to come counts.
     let header_only = to.0 % SEGMENT_BYTES <= LONG_PAGE_HEADER_BYTES;
     let to = if header_only {
@@ -29,17 +93,15 @@ pub fn records(server: &TestServer, from: Position, to: Position) -> Vec<Record>
     } else {
         to
     };
-    let output = command_as(
-        &server.binaries().program("pg_waldump"),
-        system_user().as_ref(),
-    )
-    .current_dir("/")
-    .env("TZ", "UTC")
-    .arg("-p")
-    .arg(server.data_dir().join("pg_wal"))
-    .args(["-s", &from.to_string(), "-e", &to.to_string()])
-    .output()
-    .expect("pg_waldump is installed");
+    let program = binaries(DEBIAN_MAJOR).program("pg_waldump");
+    let output = command_as(&program, system_user().as_ref())
+        .current_dir("/")
+        .env("TZ", "UTC")
+        .arg("-p")
+        .arg(log)
+        .args(["-s", &from.to_string(), "-e", &to.to_string()])
+        .output()
+        .expect("pg_waldump is installed");
     assert!(
         output.status.success(),
         "pg_waldump: {}",
@@ -60,16 +122,19 @@ fn record(line: &str) -> Option<Record> {
     Some(Record { start, ended })
 }
 
-/// `COMMIT 2026-11-21 08:15:00.123456 UTC; …`, and the like with the number of what was prepared.
+/// `COMMIT 2026-11-21 08:15:00.123456 UTC; …`, and the like with the number of what was prepared;
+/// `pg_walinspect` writes the zone as `+00`.
 fn end_time(what: &str) -> Option<Timestamp> {
     let kind = what.split(' ').next()?;
     if !["COMMIT", "ABORT", "COMMIT_PREPARED", "ABORT_PREPARED"].contains(&kind) {
         return None;
     }
     let words: Vec<_> = what.split([' ', ';']).collect();
-    let at = words.iter().position(|word| *word == "UTC")?;
-    let (day, time) = (words.get(at.checked_sub(2)?)?, words.get(at - 1)?);
-    format!("{day}T{time}Z").parse().ok()
+    words.windows(2).find_map(|pair| {
+        let [day, time] = pair else { return None };
+        let time = time.trim_end_matches("+00");
+        format!("{day}T{time}Z").parse().ok()
+    })
 }
 
 /// The last end of a transaction before the first one with a time after `moment`, and that first one:
@@ -95,6 +160,11 @@ mod tests {
         let commit = "rmgr: Transaction len (rec/tot):     34/    34, tx:        730, lsn: 0/0152AF60, prev 0/0152AF28, desc: COMMIT 2026-11-21 08:15:00.123456 UTC";
         let prepared = "rmgr: Transaction len (rec/tot):     54/    54, tx:          0, lsn: 0/0152B000, prev 0/0152AF60, desc: ABORT_PREPARED 731: 2026-11-21 08:15:00.200000 UTC; rels: base/5/1";
         let prepare = "rmgr: Transaction len (rec/tot):    154/   154, tx:        732, lsn: 0/0152B040, prev 0/0152B000, desc: PREPARE gid two_phase_1: 2026-11-21 08:15:00.300000 UTC";
+        let inspected = "COMMIT 2026-11-21 08:15:00.123456+00; inval msgs: catcache 1";
+        assert_eq!(
+            end_time(inspected),
+            Some("2026-11-21T08:15:00.123456Z".parse().unwrap())
+        );
         let heap = "rmgr: Heap        len (rec/tot):     59/    59, tx:        730, lsn: 0/0152AF20, prev 0/0152AEE8, desc: INSERT off 1 flags 0x00, blkref #0: rel 1663/5/16384 blk 0";
         let all: Vec<_> = [heap, commit, prepared, prepare]
             .into_iter()

@@ -6,11 +6,12 @@ use std::process::ExitCode;
 
 use borealis_base::{Entropy, ErrorKind};
 use borealis_keys::{FileKey, KeyProvider};
+use borealis_repository::store::probe::probe;
 use borealis_repository::store::{self, Absent, StoreErrorKind};
 use borealis_repository::{Environment, Repository, layout};
 use serde::Serialize;
 
-use super::{Context, absolute};
+use super::{Context, absolute, repository};
 use crate::args::Init;
 use crate::failure::Failure;
 use crate::output;
@@ -61,9 +62,9 @@ pub async fn run(context: &Context, args: &Init) -> Result<ExitCode, Failure> {
         paths.push(recipient);
     }
     // Before any key is made: one that belongs to nothing would be taken for the one that matters.
-    let stage = look(&url).await?;
+    let stage = look(context, &url).await?;
     let present = read_present(&paths, stage, &url)?;
-    let store = store::open(&url, Absent::Create)?;
+    let store = store::open(&url, Absent::Create, &context.outfit()).await?;
     let mut keys = Vec::with_capacity(paths.len());
     for (path, found) in paths.iter().zip(present) {
         let made = found.is_none();
@@ -97,9 +98,9 @@ pub async fn run(context: &Context, args: &Init) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Refuses a place that holds a repository.
-async fn look(url: &str) -> Result<Stage, Failure> {
-    let store = match store::open(url, Absent::Refuse) {
+/// Refuses a place that holds a repository, or a bucket that can't hold one.
+async fn look(context: &Context, url: &str) -> Result<Stage, Failure> {
+    let store = match store::open(url, Absent::Refuse, &context.outfit()).await {
         Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Stage::Absent),
         other => other?,
     };
@@ -109,6 +110,9 @@ async fn look(url: &str) -> Result<Stage, Failure> {
             format!("a repository exists at {}", store.url()),
         )
         .hint("Use it, or name another place."));
+    }
+    if url.starts_with("s3:") {
+        repository::refuse_unfit(&probe(&store, &*context.clock, &*context.entropy).await?)?;
     }
     let begun = store.stat(&layout::catalog_keys(1)).await?.is_some();
     Ok(if begun { Stage::Begun } else { Stage::Nothing })

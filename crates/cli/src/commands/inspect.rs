@@ -33,7 +33,7 @@ const FIRST: [&str; 12] = [
 pub async fn run(context: &Context, args: &Inspect) -> Result<ExitCode, Failure> {
     let named = context.repository_url().ok();
     let store: Option<Arc<dyn Store>> = match &named {
-        Some(url) => Some(store::open(url, Absent::Refuse)?),
+        Some(url) => Some(store::open(url, Absent::Refuse, &context.outfit()).await?),
         None => None,
     };
     let bytes = read(store.as_deref(), &args.object).await?;

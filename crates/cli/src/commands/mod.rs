@@ -4,6 +4,7 @@ mod check;
 mod init;
 mod inspect;
 mod protect;
+mod repository;
 mod restore;
 mod snapshot;
 mod status;
@@ -20,6 +21,7 @@ use borealis_base::{Clock, Entropy, ErrorKind, SystemClock, SystemEntropy};
 use borealis_operations::Site;
 use borealis_pg_server::ConnInfo;
 use borealis_repository::catalog::check_cluster_name;
+use borealis_repository::store::Outfit;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -80,6 +82,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Restore(args) => context.interruptible(restore::run(context, args)).await,
         Command::Snapshot(args) => context.interruptible(snapshot::run(context, &args)).await,
         Command::Verify(args) => context.interruptible(verify::run(context, &args)).await,
+        Command::Repository(args) => context.interruptible(repository::run(context, &args)).await,
         Command::Inspect(args) => context.interruptible(inspect::run(context, &args)).await,
         Command::Wal(args) => wal::run(context, args).await,
     }
@@ -156,6 +159,15 @@ impl Context {
     pub fn source(&self, args: &SourceArgs) -> Result<ConnInfo, Failure> {
         let named = args.source.as_ref().or(self.config.source.as_ref());
         Ok(ConnInfo::from_process(&chosen(named.cloned(), SOURCE)?)?)
+    }
+
+    /// What a store works with.
+    pub fn outfit(&self) -> Outfit {
+        Outfit {
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
+            counters: Arc::default(),
+        }
     }
 
     /// Opens the repository.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use borealis_operations::restore::start::PreparedTransaction;
 use borealis_operations::restore::{self, Options, Restored, prepare};
+use borealis_pg_server::instance::binaries::BIN_VARIABLE;
 use borealis_repository::plan::Target;
 use jiff::tz::TimeZone;
 
@@ -30,6 +31,9 @@ pub async fn run(context: &Context, args: Restore) -> Result<ExitCode, Failure> 
         owner: args.owner.clone(),
         mapping: args.tablespace_mapping.clone(),
         standby: args.standby,
+        programs: std::env::var_os(BIN_VARIABLE)
+            .filter(|folder| !folder.is_empty())
+            .map(Into::into),
         ..Options::default()
     };
     let site = context.site().await?;

@@ -62,6 +62,8 @@ mod tests {
             log_bytes: 0,
             base_backup_bytes: 0,
             gaps: Vec::new(),
+            single_writer: false,
+            requests: None,
             notes: Vec::new(),
         }
     }

@@ -67,7 +67,10 @@ impl BaseBackups<'_> {
         let schedule = match trigger {
             Trigger::Once => {
                 return match self.one(true).await? {
-                    Done::Entered => Ok(()),
+                    Done::Entered => {
+                        self.captured.settle_a_moment().await;
+                        Ok(())
+                    }
                     Done::Unsafe => Err(Error::refused(
                         format!(
                             "no base backup was taken: {UNSAFE}, {ATTEMPTS_MAX} times in a row"

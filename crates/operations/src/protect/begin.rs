@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use borealis_base::{Branch, ErrorKind, Position, RecordSpan};
 use borealis_keys::DataKeys;
-use borealis_pg_format::Version;
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::index::LogIndexer;
 use borealis_pg_format::wal::{LogFormat, Start};
@@ -190,15 +189,4 @@ pub fn check_branch(server: Branch, state: &LineageState) -> Result<()> {
         )),
         _ => Ok(()),
     }
-}
-
-/// The versions that are supported.
-pub fn check_version(version: Version) -> Result<()> {
-    if version == Version::V15 {
-        return Ok(());
-    }
-    Err(Error::refused(
-        format!("PostgreSQL {} is not supported yet", version.major()),
-        "Protect a server of PostgreSQL 15.",
-    ))
 }

@@ -1,6 +1,7 @@
 //! The captured log as a base backup sees it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use borealis_base::{ErrorKind, Position};
@@ -26,6 +27,11 @@ use crate::error::{Error, Result};
 /// Log indexes read at a time.
 const INDEXES_AT_ONCE: usize = 8;
 
+/// How long a moment behind the captured log is waited for: a sample a second, and its margin.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause between looks.
+const SETTLE_PAUSE: Duration = Duration::from_millis(100);
+
 /// Log that a shipper captures.
 pub struct Captured {
     /// Where it is recorded.
@@ -43,6 +49,32 @@ pub struct Captured {
 }
 
 impl Captured {
+    /// Waits until a moment behind the log that is durable now is settled: before that, what was captured
+    /// has a position and no time to restore to. Gives up, and says so, if the server tells no time.
+    pub async fn settle_a_moment(&self) {
+        let before = self.durable.borrow().settled;
+        let settled = async {
+            loop {
+                let (answer, answered) = oneshot::channel();
+                let request = Request::Settle;
+                if self.shipper.send(Asked { request, answer }).await.is_err() {
+                    return;
+                }
+                match answered.await {
+                    Ok(answer) if answer.settled_through > before => return,
+                    Ok(_) => tokio::time::sleep(SETTLE_PAUSE).await,
+                    // It has ended; the end of the capture says why.
+                    Err(_) => return,
+                }
+            }
+        };
+        if tokio::time::timeout(SETTLE_TIMEOUT, settled).await.is_err() {
+            tracing::warn!(
+                "the server told no time; the base backup can be restored by position until it does"
+            );
+        }
+    }
+
     /// The log indexes of `pieces`, in order.
     fn indexes(&self, pieces: Vec<PieceRange>) -> impl Stream<Item = Result<LogIndex>> {
         let reader = LogReader::new(self.store.clone(), self.keys.clone(), self.lineage);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use borealis_base::{LineageId, Position, Timestamp};
+use borealis_repository::store::Usage;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -41,6 +42,9 @@ pub enum Request {
 pub struct Answer {
     /// The latest restorable time, which the repository now holds; `None` if nothing is settled yet.
     pub settled_through: Option<Timestamp>,
+    /// Requests and bytes since this `protect` started; `None` from one that does not tell.
+    #[serde(default)]
+    pub usage: Option<Usage>,
 }
 
 /// A request with the way to answer it. Dropping it answers that nothing could be done.
@@ -156,13 +160,15 @@ mod tests {
         answer
             .send(Answer {
                 settled_through: Some(Timestamp(5)),
+                usage: None,
             })
             .unwrap();
         let answer = asked.await.unwrap().unwrap();
         assert_eq!(
             answer,
             Some(Answer {
-                settled_through: Some(Timestamp(5))
+                settled_through: Some(Timestamp(5)),
+                usage: None,
             })
         );
     }

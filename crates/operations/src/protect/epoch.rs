@@ -8,6 +8,7 @@ use borealis_repository::ledger::{Decision, Holder, LedgerWriter, Opening, Prese
 
 use super::control;
 use super::supervise::Options;
+use super::unfenced;
 use crate::error::{Error, Result};
 use crate::host::ProcessIdentity;
 use crate::site::Site;
@@ -24,10 +25,11 @@ pub(super) async fn open_writer(
         .as_ref()
         .and_then(|present| process_of(&present.holder).is_alive());
     let now = site.clock().now();
+    let decision = decide(present.as_ref(), alive, now, options.take_over);
     if let Decision::Refuse {
         silent_for,
         dead_after,
-    } = decide(present.as_ref(), alive, now, options.take_over)
+    } = decision
     {
         return Err(refused_while_alive(
             present.as_ref(),
@@ -35,6 +37,8 @@ pub(super) async fn open_writer(
             dead_after,
         ));
     }
+    let single_writer =
+        unfenced::follow(lineage.store().as_ref(), &decision, options.take_over).await?;
     let opening = Opening {
         holder: Holder {
             host: format!("{} {}", me.host, me.process_space),
@@ -42,6 +46,7 @@ pub(super) async fn open_writer(
             process_start: me.started_ticks,
             control: control::socket_path(lineage.id()).display().to_string(),
             program: format!("borealis {}", env!("CARGO_PKG_VERSION")),
+            single_writer,
         },
         log_unit: control.wal_segment_size.bytes(),
         expected_epoch: (!options.take_over).then(|| present.map_or(0, |present| present.epoch)),

@@ -36,6 +36,7 @@ pub mod ship;
 pub mod slot_policy;
 mod slot_watch;
 mod supervise;
+mod unfenced;
 mod unprotect;
 
 pub(crate) use epoch::process_of;

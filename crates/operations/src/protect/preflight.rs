@@ -12,7 +12,6 @@ use borealis_pg_server::link::{SqlLink, quote_identifier};
 use borealis_pg_server::source::ServerFacts;
 use tokio_util::sync::CancellationToken;
 
-use super::begin;
 use super::supervise::Options;
 use crate::base_backup::take::read_control_file;
 use crate::error::{Error, Result};
@@ -40,7 +39,6 @@ pub(super) async fn look_at_server(
         refuse_problems(options, &data_dir).await?;
         let control = read_control_file(&data_dir).await?.1;
         check_same_cluster(&data_dir, &control, &facts)?;
-        begin::check_version(control.version)?;
         Ok((facts, data_dir, control))
     };
     let mut attempt = 1;

@@ -17,6 +17,7 @@ use borealis_repository::ledger::{EntryBody, Gap, LogPiece, Settled};
 use borealis_repository::log::{PieceIdentity, prepare_piece};
 use borealis_repository::object::Compression;
 use borealis_repository::plan::GapSummary;
+use borealis_repository::store::Counters;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -58,6 +59,8 @@ pub struct Destination {
     pub ledger: Ledger,
     /// How long a byte may wait.
     pub flush_interval: Duration,
+    /// What the use of the store costs, for whoever asks.
+    pub usage: Arc<Counters>,
 }
 
 /// What comes in.
@@ -316,6 +319,7 @@ impl Shipper {
         // Whoever asked may have gone.
         let _ = asked.answer.send(Answer {
             settled_through: self.durable.borrow().settled,
+            usage: Some(self.to.usage.usage()),
         });
         Ok(())
     }

@@ -14,6 +14,7 @@ use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
 use borealis_repository::ledger::{BranchStarted, EntryBody, Gap};
 use borealis_repository::plan::{LineageState, PieceSummary};
+use borealis_repository::store::Counters;
 use tokio_util::sync::CancellationToken;
 
 use super::base_backups::{BaseBackups, Trigger};
@@ -78,6 +79,7 @@ struct Protection<'a> {
     data_dir: PathBuf,
     ledger: Ledger,
     slot: Option<String>,
+    usage: Arc<Counters>,
     progress: Arc<dyn Progress>,
     stop: CancellationToken,
 }
@@ -101,6 +103,7 @@ pub async fn protect(
         control,
         data_dir,
         slot,
+        usage: site.usage.clone(),
         progress,
         stop,
     };
@@ -323,6 +326,7 @@ impl Protection<'_> {
                 branch: system.branch,
                 ledger: self.ledger.clone(),
                 flush_interval: self.options.flush_interval,
+                usage: self.usage.clone(),
             },
             read_back: ReadBack {
                 store: self.lineage.store().clone(),

@@ -8,6 +8,7 @@ use borealis_repository::ledger::{Decision, EntryBody, Holder, Opening, Retired,
 
 use super::epoch::{process_of, refused_while_alive};
 use super::slot_watch::slot_name;
+use super::unfenced;
 use crate::error::{Error, Result};
 use crate::host::ProcessIdentity;
 use crate::site::{ClusterIdentity, Site};
@@ -20,10 +21,11 @@ pub async fn unprotect(site: &Site, cluster: Option<&str>, info: &ConnInfo) -> R
     let alive = present
         .as_ref()
         .and_then(|present| process_of(&present.holder).is_alive());
+    let decision = decide(present.as_ref(), alive, site.clock().now(), false);
     if let Decision::Refuse {
         silent_for,
         dead_after,
-    } = decide(present.as_ref(), alive, site.clock().now(), false)
+    } = decision
     {
         return Err(refused_while_alive(
             present.as_ref(),
@@ -31,6 +33,7 @@ pub async fn unprotect(site: &Site, cluster: Option<&str>, info: &ConnInfo) -> R
             dead_after,
         ));
     }
+    let single_writer = unfenced::follow(lineage.store().as_ref(), &decision, false).await?;
     let sql = SqlLink::connect(info).await?;
     let facts = ServerFacts::read(&sql).await?;
     let identity = ClusterIdentity::of(&cluster)?;
@@ -55,6 +58,7 @@ pub async fn unprotect(site: &Site, cluster: Option<&str>, info: &ConnInfo) -> R
             host: format!("{} {}", me.host, me.process_space),
             pid: me.pid,
             process_start: me.started_ticks,
+            single_writer,
             ..Holder::default()
         },
         log_unit: facts.segment_bytes,

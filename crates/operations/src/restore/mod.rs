@@ -49,6 +49,8 @@ pub struct Options {
     pub mapping: Mapping,
     /// Prepare a standby that goes on replaying.
     pub standby: bool,
+    /// The folder of the server's programs; `None` looks in the usual ones.
+    pub programs: Option<PathBuf>,
     /// How long a login may fail once the started server says that it is ready.
     pub login_deadline: Duration,
 }
@@ -61,6 +63,7 @@ impl Default for Options {
             owner: None,
             mapping: Mapping::new(),
             standby: false,
+            programs: None,
             login_deadline: Duration::from_secs(30),
         }
     }
@@ -106,7 +109,7 @@ fn checked(prepared: &Prepared, options: &Options) -> Result<Checked> {
         &options.mapping,
         target,
     )?;
-    let binaries = match Binaries::find(prepared.server.major(), None) {
+    let binaries = match Binaries::find(prepared.server.major(), options.programs.as_deref()) {
         Ok(binaries) => Some(binaries),
         Err(error) if options.start => return Err(error.into()),
         Err(_) => None,

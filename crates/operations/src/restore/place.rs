@@ -236,9 +236,12 @@ fn library_directories(binaries: Option<&Binaries>) -> Vec<PathBuf> {
         .filter(|output| output.status.success())
         .map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     // Debian keeps pg_config in another package; its layout is known.
-    let beside = binaries.dir.parent().map(|prefix| prefix.join("lib"));
+    let beside = binaries.dir.parent().map(|prefix| {
+        let lib = prefix.join("lib");
+        [lib.join("postgresql"), lib]
+    });
     told.into_iter()
-        .chain(beside)
+        .chain(beside.into_iter().flatten())
         .filter(|directory| directory.is_dir())
         .collect()
 }

@@ -123,6 +123,13 @@ pub struct Prepared {
     pub(super) replayed: Replayed,
 }
 
+impl Prepared {
+    /// The major version under which the restored directory runs.
+    pub fn server_major(&self) -> u32 {
+        self.server.major()
+    }
+}
+
 /// Works out how to restore the cluster named, or the only one, to `target`.
 pub async fn prepare(
     site: &Site,

@@ -105,14 +105,7 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
         config_file: None,
         log_file: log_file.clone(),
         user: starting.owner.clone(),
-        settings: [
-            ("logging_collector", "off"),
-            ("log_destination", "stderr"),
-            ("lc_messages", "C"),
-            ("log_startup_progress_interval", "1s"),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec(),
+        settings: log_settings(starting.binaries.major),
     };
     let mut replay = Replay::begin(starting.pieces, starting.replay, progress);
     let mut instance = launch.start_detached().await?;
@@ -198,6 +191,21 @@ async fn prepared_transactions(link: &SqlLink) -> Result<Vec<PreparedTransaction
         })
     });
     transactions.collect()
+}
+
+/// Settings that make the log of a recovery readable; the server refuses one that its version does not
+/// know.
+fn log_settings(major: u32) -> Vec<(String, String)> {
+    let progress = (major >= 15).then_some(("log_startup_progress_interval", "1s"));
+    [
+        ("logging_collector", "off"),
+        ("log_destination", "stderr"),
+        ("lc_messages", "C"),
+    ]
+    .into_iter()
+    .chain(progress)
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect()
 }
 
 async fn answering(info: &ConnInfo) -> Option<SqlLink> {

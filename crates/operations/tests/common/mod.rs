@@ -17,10 +17,10 @@ use borealis_operations::protect::{self, Stopped};
 use borealis_operations::restore::{self, Answering, Options, prepare};
 use borealis_operations::{Result, Site};
 use borealis_repository::plan::{LineageState, Target};
-use borealis_repository::store::{Absent, Store, open};
+use borealis_repository::store::{Absent, FolderStore, Store};
 use borealis_repository::{Environment, Repository};
 use borealis_testkit::server::{DEADLINE, TestServer, server_dir, system_user};
-use borealis_testkit::wait_until;
+use borealis_testkit::{installed, wait_until};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,9 @@ pub async fn site_on(
     let key_file = directory.path().join("key");
     let key = FileKey::create(&key_file, &SystemEntropy).unwrap();
     let environment = Environment {
-        store: wrap(open(&url, Absent::Create).unwrap()),
+        store: wrap(Arc::new(
+            FolderStore::open(url.as_ref(), Absent::Create).unwrap(),
+        )),
         clock: Arc::new(SystemClock),
         entropy: Arc::new(SystemEntropy),
     };
@@ -192,6 +194,7 @@ pub async fn restore_to(site: &Site, target: Target) -> Result<Restored> {
         start: true,
         port: Some(free_port()),
         owner: system_user().map(|user| user.name),
+        programs: Some(installed::binaries(prepared.server_major()).dir),
         ..Options::default()
     };
     let restored = restore::restore(site, prepared, &options, &NoProgress).await?;

@@ -369,6 +369,14 @@ impl Writer<'_> {
             "huge_pages" if value.eq_ignore_ascii_case("on") => {
                 Fate::Replace("try".to_owned(), "this machine may have none".to_owned())
             }
+            // From 18 on; a server whose build or kernel has no io_uring does not start with it.
+            "io_method" if value.eq_ignore_ascii_case("io_uring") => {
+                self.warn("io_method: io_uring may not be allowed here; worker is used".to_owned());
+                Fate::Replace(
+                    "worker".to_owned(),
+                    "this machine may not allow io_uring".to_owned(),
+                )
+            }
             name if LIBRARIES.contains(&name) => self.libraries(name, value),
             _ => Fate::Keep,
         }

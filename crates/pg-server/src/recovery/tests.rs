@@ -126,6 +126,8 @@ fn settings_that_cannot_hold_here_are_comments() {
             Some("localhost"),
         ),
         ("huge_pages = on", "huge_pages", Some("try")),
+        ("io_method = io_uring", "io_method", Some("worker")),
+        ("io_method = 'sync'", "io_method", Some("sync")),
         (
             "shared_preload_libraries = 'timescaledb, auto_explain'",
             "shared_preload_libraries",

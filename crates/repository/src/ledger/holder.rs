@@ -24,6 +24,9 @@ pub struct Holder {
     pub control: String,
     /// Program and version.
     pub program: String,
+    /// Whether the store ignored create-if-absent when it opened: nothing fences it, nor did it fence
+    /// anybody.
+    pub single_writer: bool,
 }
 
 /// What is known of the present holder.

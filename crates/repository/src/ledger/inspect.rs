@@ -34,6 +34,7 @@ fn show_holder(holder: &Holder) -> Value {
         "process_start": holder.process_start,
         "control": holder.control,
         "program": holder.program,
+        "single_writer": holder.single_writer,
     })
 }
 

@@ -72,6 +72,8 @@ pub(super) struct HolderMessage {
     control: String,
     #[prost(string, tag = "5")]
     program: String,
+    #[prost(bool, tag = "6")]
+    single_writer: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -275,6 +277,7 @@ pub(super) fn holder(holder: &Holder) -> HolderMessage {
         process_start: holder.process_start,
         control: holder.control.clone(),
         program: holder.program.clone(),
+        single_writer: holder.single_writer,
     }
 }
 
@@ -285,6 +288,7 @@ pub(super) fn read_holder(message: HolderMessage) -> Holder {
         process_start: message.process_start,
         control: message.control,
         program: message.program,
+        single_writer: message.single_writer,
     }
 }
 

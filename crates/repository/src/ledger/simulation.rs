@@ -1,7 +1,11 @@
 //! The real code over a store that fails, with seeds: writers that stall, crash and are replaced, a
 //! deleter, readers. What must hold is what `specs/ledger` proves of the protocol.
 //!
-//! `BOREALIS_SEEDS=n` runs `n` seeds instead of the default.
+//! Once over a store in memory, on a clock in which waiting takes no time; and once, with fewer seeds,
+//! over S3's protocol: a strict server behind a proxy that cuts, delays, duplicates, throttles, garbles
+//! and loses.
+//!
+//! `BOREALIS_SEEDS=n` runs `n` seeds instead of the default, `BOREALIS_S3_SEEDS=n` over S3.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -13,9 +17,19 @@ use tokio::task::JoinHandle;
 
 use super::floor::Floor;
 use super::*;
-use crate::store::{FaultStore, Faults, MemoryStore};
+use crate::store::{Counters, FaultStore, Faults, MemoryStore, Outfit, S3Store};
+use borealis_testkit::s3::{ACCESS_KEY, FaultProxy, HttpFaults, SECRET_KEY, StrictServer, url};
 
 const SEEDS: u64 = 300;
+const S3_SEEDS: u64 = 3;
+/// Over S3, where opening takes long, more would do little but take over from each other.
+const S3_WRITERS: u64 = 2;
+/// What must have happened in each seed over S3.
+const S3_COMMITS: u64 = 12;
+const S3_EPOCHS: u64 = 4;
+const S3_DEADLINE: Duration = Duration::from_mins(3);
+/// Over S3 time is real: everything goes this many times faster.
+const S3_PACE: u32 = 15;
 const WRITERS: u64 = 3;
 const RUN: Duration = Duration::from_mins(2);
 
@@ -34,6 +48,33 @@ struct Witness {
 
 type Shared = Arc<Mutex<Witness>>;
 
+/// One actor's luck, and how fast its world goes.
+struct Chance {
+    random: SeededEntropy,
+    pace: u32,
+}
+
+impl Chance {
+    fn below(&self, bound: u64) -> u64 {
+        self.random.below(bound)
+    }
+
+    /// A time of at least `from` and less than `from + more` milliseconds, at this world's pace.
+    fn time(&self, from: u64, more: u64) -> Duration {
+        Duration::from_millis(from + self.random.below(more)) / self.pace
+    }
+
+    /// How long a writer lives. Over S3, opening takes a while at any pace.
+    fn lifetime(&self) -> Duration {
+        let lifetime = Duration::from_millis(500 + self.random.below(20_000));
+        lifetime / (self.pace / 4).max(1)
+    }
+
+    async fn rest(&self, from: u64, more: u64) {
+        tokio::time::sleep(self.time(from, more)).await;
+    }
+}
+
 const FAULTS: Faults = Faults {
     lost_replies: 30,
     late_creates: 30,
@@ -45,10 +86,10 @@ const FAULTS: Faults = Faults {
     stall: Duration::from_secs(15),
 };
 
-fn context(memory: &Arc<MemoryStore>, faults: Faults, seed: u64) -> Context {
+fn context(store: Arc<dyn Store>, seed: u64) -> Context {
     let keys = DataKeys::new(DataKey::random(&SeededEntropy::new(7)));
     Context {
-        store: Arc::new(FaultStore::new(memory.clone(), faults, seed)),
+        store,
         keys: Arc::new(keys),
         lineage: LineageId([9; 16]),
         clock: Arc::new(ManualClock::new(Timestamp(0))),
@@ -110,7 +151,7 @@ fn committed(witness: &Shared, writer: &LedgerWriter, entry: &Committed) {
 }
 
 /// One writer's life: opens, appends, and is gone when it is fenced or gives up.
-async fn live(context: Context, witness: Shared, random: Arc<SeededEntropy>) -> Result<()> {
+async fn live(context: Context, witness: Shared, random: Arc<Chance>) -> Result<()> {
     let mut writer = LedgerWriter::open(context, opening()).await?;
     {
         let mut witness = witness.lock().unwrap();
@@ -138,7 +179,7 @@ async fn live(context: Context, witness: Shared, random: Arc<SeededEntropy>) -> 
         witness.opened = witness.opened.max(writer.epoch());
     }
     loop {
-        tokio::time::sleep(Duration::from_millis(random.below(500))).await;
+        random.rest(0, 500).await;
         let body = piece(writer.state());
         match writer.append(&body, Vec::new()).await {
             Ok(entry) => committed(&witness, &writer, &entry),
@@ -155,7 +196,7 @@ async fn live(context: Context, witness: Shared, random: Arc<SeededEntropy>) -> 
                         Err(error) if error.kind() == borealis_base::ErrorKind::Fenced => {
                             return Err(error);
                         }
-                        Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+                        Err(_) => random.rest(1_000, 1).await,
                     }
                 }
             }
@@ -165,12 +206,12 @@ async fn live(context: Context, witness: Shared, random: Arc<SeededEntropy>) -> 
 }
 
 /// Keeps a writer going: starts it anew when it ends, and kills it now and then at any await.
-async fn supervise(context: Context, witness: Shared, random: Arc<SeededEntropy>) {
+async fn supervise(context: Context, witness: Shared, random: Arc<Chance>) {
     loop {
         let life: JoinHandle<Result<()>> =
             tokio::spawn(live(context.clone(), witness.clone(), random.clone()));
         let killer = life.abort_handle();
-        let lifetime = Duration::from_millis(500 + random.below(20_000));
+        let lifetime = random.lifetime();
         match tokio::time::timeout(lifetime, life).await {
             Err(_) => killer.abort(),
             Ok(Err(join)) if join.is_panic() => std::panic::resume_unwind(join.into_panic()),
@@ -180,15 +221,15 @@ async fn supervise(context: Context, witness: Shared, random: Arc<SeededEntropy>
             }
             Ok(_) => {}
         }
-        tokio::time::sleep(Duration::from_millis(random.below(3_000))).await;
+        random.rest(0, 3_000).await;
     }
 }
 
 /// Raises the floor to a random boundary below the head, then removes below it, slowly.
-async fn delete(context: Context, witness: Shared, random: Arc<SeededEntropy>) {
+async fn delete(context: Context, witness: Shared, random: Arc<Chance>) {
     let size = context.shape.checkpoint;
     loop {
-        tokio::time::sleep(Duration::from_millis(2_000 + random.below(15_000))).await;
+        random.rest(2_000, 15_000).await;
         let Ok(reader) = LedgerReader::load(context.clone()).await else {
             continue;
         };
@@ -247,10 +288,10 @@ fn check_reading(reader: &LedgerReader, before: &BTreeMap<u64, ([u8; 32], u64)>)
     }
 }
 
-async fn read(context: Context, witness: Shared, random: Arc<SeededEntropy>) {
+async fn read(context: Context, witness: Shared, random: Arc<Chance>) {
     let mut reader: Option<LedgerReader> = None;
     loop {
-        tokio::time::sleep(Duration::from_millis(random.below(4_000))).await;
+        random.rest(0, 4_000).await;
         let before = witness.lock().unwrap().committed.clone();
         let result = match &mut reader {
             Some(reader) if random.below(4) > 0 => reader.refresh().await,
@@ -270,22 +311,31 @@ async fn read(context: Context, witness: Shared, random: Arc<SeededEntropy>) {
     }
 }
 
-async fn run(seed: u64, without: Option<Rule>) -> Witness {
-    let memory = Arc::new(MemoryStore::default());
-    let witness = Shared::default();
-    let random = |n: u64| Arc::new(SeededEntropy::new(seed.wrapping_mul(31).wrapping_add(n)));
+/// Lets writers, deleters and readers loose, each on the store that `store` gives to its number.
+async fn act(
+    seed: u64,
+    (writers, pace): (u64, u32),
+    without: Option<Rule>,
+    store: impl Fn(u64) -> Arc<dyn Store>,
+    witness: &Shared,
+    until: impl Future<Output = ()>,
+) {
+    let random = |n: u64| {
+        let random = SeededEntropy::new(seed.wrapping_mul(31).wrapping_add(n));
+        Arc::new(Chance { random, pace })
+    };
     let with = |n: u64| Context {
         without,
-        ..context(&memory, FAULTS, seed.wrapping_mul(1_000).wrapping_add(n))
+        ..context(store(n), seed.wrapping_mul(1_000).wrapping_add(n))
     };
     let mut tasks = Vec::new();
-    for n in 0..WRITERS {
+    for n in 0..writers {
         tasks.push(tokio::spawn(supervise(with(n), witness.clone(), random(n))));
     }
     tasks.push(tokio::spawn(delete(with(10), witness.clone(), random(10))));
     tasks.push(tokio::spawn(delete(with(11), witness.clone(), random(11))));
     tasks.push(tokio::spawn(read(with(20), witness.clone(), random(20))));
-    tokio::time::sleep(RUN).await;
+    until.await;
     for task in tasks {
         if task.is_finished() {
             task.await.expect("a task of the simulation failed");
@@ -293,11 +343,10 @@ async fn run(seed: u64, without: Option<Rule>) -> Witness {
             task.abort();
         }
     }
-    let clean = Faults {
-        delay_max: Duration::ZERO,
-        ..Faults::default()
-    };
-    let clean = context(&memory, clean, seed);
+}
+
+/// What stands at the end, read from a store without faults, must be what was committed.
+async fn check(clean: Context, witness: &Shared) -> Witness {
     let reader = LedgerReader::load(clean.clone())
         .await
         .expect("the ledger reads");
@@ -314,6 +363,69 @@ async fn run(seed: u64, without: Option<Rule>) -> Witness {
         assert_eq!(entry.item.digest, *digest, "entry {number} is another");
     }
     std::mem::take(&mut *witness.lock().unwrap())
+}
+
+async fn run(seed: u64, without: Option<Rule>) -> Witness {
+    let (memory, witness) = (Arc::new(MemoryStore::default()), Shared::default());
+    let store = |n: u64| -> Arc<dyn Store> {
+        let seed = seed.wrapping_mul(1_000).wrapping_add(n);
+        Arc::new(FaultStore::new(memory.clone(), FAULTS, seed))
+    };
+    act(
+        seed,
+        (WRITERS, 1),
+        without,
+        store,
+        &witness,
+        tokio::time::sleep(RUN),
+    )
+    .await;
+    check(context(memory.clone(), seed), &witness).await
+}
+
+/// A bucket as one process sees it.
+async fn bucket(endpoint: &str, seed: u64) -> Arc<dyn Store> {
+    let outfit = Outfit {
+        clock: Arc::new(ManualClock::new(Timestamp(0))),
+        entropy: Arc::new(SeededEntropy::new(seed)),
+        counters: Arc::<Counters>::default(),
+    };
+    let url = url(endpoint, "r");
+    let store = S3Store::open_with_keys(&url, &outfit, ACCESS_KEY, SECRET_KEY);
+    Arc::new(store.await.expect("the URL is good"))
+}
+
+async fn run_over_s3(seed: u64) -> (Witness, usize) {
+    let server = StrictServer::start().await;
+    let proxy = FaultProxy::start(server.endpoint(), HttpFaults::MIXED, seed).await;
+    let mut stores = BTreeMap::new();
+    for n in [0, 1, 10, 11, 20] {
+        stores.insert(n, bucket(proxy.endpoint(), seed ^ n).await);
+    }
+    let witness = Shared::default();
+    // How fast it goes is the machine's affair: it ends when enough has happened.
+    let enough = borealis_testkit::wait_until("enough to happen", S3_DEADLINE, async || {
+        let witness = witness.lock().unwrap();
+        (witness.commits >= S3_COMMITS && witness.opened >= S3_EPOCHS && witness.readings >= 5)
+            .then_some(())
+    });
+    act(
+        seed,
+        (S3_WRITERS, S3_PACE),
+        None,
+        |n| stores[&n].clone(),
+        &witness,
+        enough,
+    )
+    .await;
+    borealis_testkit::wait_until("late requests", Duration::from_secs(10), async || {
+        proxy.is_settled().then_some(())
+    })
+    .await;
+    let clean = context(bucket(server.endpoint(), seed).await, seed);
+    let injected = proxy.take_seen();
+    let injected = injected.iter().filter(|seen| seen.injected.is_some());
+    (check(clean, &witness).await, injected.count())
 }
 
 /// Runs one seed on a clock of its own, in which all waiting takes no time.
@@ -355,6 +467,42 @@ fn committed_entries_survive_stalls_crashes_lost_replies_and_deletion() {
     // A simulation in which nothing happens proves nothing.
     assert!(total.commits > seeds * 10 && total.fences > seeds / 10);
     assert!(total.floors > seeds / 2 && total.readings > seeds * 5);
+}
+
+#[test]
+fn committed_entries_survive_everything_that_happens_on_the_way_to_a_bucket() {
+    let seeds = std::env::var("BOREALIS_S3_SEEDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(S3_SEEDS);
+    let (mut total, mut injected) = (Witness::default(), 0);
+    for seed in 0..seeds {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let run = || runtime.block_on(run_over_s3(seed));
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+            Ok((witness, faults)) => {
+                total.commits += witness.commits;
+                total.fences += witness.fences;
+                total.readings += witness.readings;
+                injected += faults;
+            }
+            Err(panic) => {
+                eprintln!("seed {seed} failed");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    eprintln!(
+        "{seeds} seeds over S3: {} commits, {} fenced, {} readings, {injected} faults",
+        total.commits, total.fences, total.readings
+    );
+    assert!(
+        injected as u64 > seeds * 10,
+        "a quiet network proves nothing"
+    );
 }
 
 /// A rule left out must show within this many seeds, or the simulation is too tame to prove it.

@@ -167,7 +167,7 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     let reader = LedgerReader::load(context).await.unwrap();
     assert_eq!(reader.state(), writer.state());
     let state = reader.state();
-    assert_eq!((state.head, state.log_unit), (8, 16 << 20));
+    assert_eq!((state.head, state.log_unit), (9, 16 << 20));
     let piece = &state.pieces[0];
     assert_eq!(
         (piece.entry, piece.start, piece.end),
@@ -178,7 +178,7 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     assert_eq!(state.base_backups[0].manifest.len, 77);
     assert_eq!(state.base_backups[0].rule_set, 3);
     let partial = state.partial.as_ref().unwrap();
-    assert_eq!((partial.entry, partial.start), (8, Position(500)));
+    assert_eq!((partial.entry, partial.start), (9, Position(500)));
     assert_eq!((partial.stored_pages, partial.missing_pages), (7, 3));
     assert_eq!(state.settled[0].through, Timestamp(-9));
     assert_eq!(state.gaps[0].reason, "slot lost");

@@ -17,6 +17,8 @@ pub enum StoreErrorKind {
     Denied,
     /// No room.
     Full,
+    /// The store does not create atomically, and the repository's URL forbids to write to such a one.
+    SingleWriter,
     /// The request makes no sense to this store.
     Invalid,
 }
@@ -69,7 +71,9 @@ impl StoreError {
         match self.kind {
             StoreErrorKind::NotFound => ErrorKind::NotFound,
             StoreErrorKind::Unreachable => ErrorKind::Unreachable,
-            StoreErrorKind::Denied | StoreErrorKind::Full => ErrorKind::Refused,
+            StoreErrorKind::Denied | StoreErrorKind::Full | StoreErrorKind::SingleWriter => {
+                ErrorKind::Refused
+            }
             StoreErrorKind::Invalid => ErrorKind::Usage,
         }
     }
@@ -87,15 +91,24 @@ impl StoreError {
     pub fn hint(&self) -> Option<String> {
         match self.kind {
             StoreErrorKind::Full => Some(format!("Make room in {} and try again.", self.url)),
+            StoreErrorKind::Denied if self.url.starts_with("s3:") => Some(format!(
+                "Check the credentials, and that they give the right to {} objects in {}.",
+                self.operation, self.url
+            )),
             StoreErrorKind::Denied => Some(format!(
                 "Give this user the right to {} objects in {}.",
                 self.operation, self.url
             )),
+            StoreErrorKind::SingleWriter => Some(
+                "Use a store that honours `If-None-Match: *`, or allow single-writer mode by leaving \
+                 single-writer=forbid out of the URL."
+                    .to_owned(),
+            ),
             StoreErrorKind::NotFound if self.operation == OPEN => {
                 Some("Name the repository's folder, or make one with borealis init.".to_owned())
             }
             StoreErrorKind::Invalid if self.operation == OPEN => {
-                Some("Name a folder, as a path or as file:///path.".to_owned())
+                Some("Name a folder, as a path or as file:///path, or a bucket as s3://bucket/prefix.".to_owned())
             }
             _ => None,
         }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use borealis_base::SeededEntropy;
 use bytes::Bytes;
 
-use super::{Created, Listed, Stat, Store, StoreError, StoreErrorKind};
+use super::{Created, Fencing, Listed, Stat, Store, StoreError, StoreErrorKind};
 
 /// How often each fault happens, in thousandths of all requests it can happen to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -143,6 +143,10 @@ impl Store for FaultStore {
     async fn delete(&self, name: &str) -> Result<(), StoreError> {
         self.before("delete", name).await?;
         self.inner.delete(name).await
+    }
+
+    async fn fencing(&self) -> Result<Fencing, StoreError> {
+        self.inner.fencing().await
     }
 
     fn url(&self) -> String {

@@ -8,13 +8,15 @@ mod error;
 mod fault;
 mod folder;
 mod memory;
+pub mod probe;
+mod s3;
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use borealis_base::Timestamp;
+use borealis_base::{Clock, Entropy, Timestamp};
 use bytes::Bytes;
 
 pub use counting::{Counters, CountingStore, Usage};
@@ -22,6 +24,7 @@ pub use error::{StoreError, StoreErrorKind};
 pub use fault::{FaultStore, Faults};
 pub use folder::FolderStore;
 pub use memory::MemoryStore;
+pub use s3::S3Store;
 
 /// The answer to a create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,17 @@ pub enum Created {
     /// An object of that name existed, and is untouched. It may be this caller's own, from a create
     /// whose reply was lost.
     Exists,
+}
+
+/// What keeps a writer that has been superseded from publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fencing {
+    /// Creates are atomic among all writers, so that the ledger's epochs hold.
+    Atomic,
+    /// The store ignores create-if-absent. A create looks first and reads back afterwards, which
+    /// notices a second writer but cannot stop it: whoever runs the writers must see to it that there
+    /// is one. `docs/formats/README.md` says what follows.
+    SingleWriter,
 }
 
 /// What a store knows about an object without reading it.
@@ -76,6 +90,14 @@ pub trait Store: Send + Sync {
     /// Removes an object. One that does not exist is no error.
     async fn delete(&self, name: &str) -> Result<(), StoreError>;
 
+    /// Whether creates are atomic. May ask the store, once, by creating a small object.
+    ///
+    /// # Errors
+    /// Single-writer where they are not and the repository's URL forbids that.
+    async fn fencing(&self) -> Result<Fencing, StoreError> {
+        Ok(Fencing::Atomic)
+    }
+
     /// Where it is, for messages.
     fn url(&self) -> String;
 }
@@ -89,14 +111,31 @@ pub enum Absent {
     Create,
 }
 
-/// The store at `url`: `file:///path` or a plain path.
+/// What a store works with.
+#[derive(Clone)]
+pub struct Outfit {
+    /// What time it is: for credentials that expire.
+    pub clock: Arc<dyn Clock>,
+    /// Where the jitter of pauses comes from.
+    pub entropy: Arc<dyn Entropy>,
+    /// Where requests and bytes are counted.
+    pub counters: Arc<Counters>,
+}
+
+/// The store at `url`: `s3://bucket/prefix`, `file:///path` or a plain path. Its use is counted.
 ///
 /// # Errors
-/// Invalid for a URL of another scheme; not found for a folder that is not there.
-pub fn open(url: &str, absent: Absent) -> Result<Arc<dyn Store>, StoreError> {
+/// Invalid for a URL of another scheme; not found for a folder that is not there. A bucket is not
+/// looked for.
+pub async fn open(
+    url: &str,
+    absent: Absent,
+    outfit: &Outfit,
+) -> Result<Arc<dyn Store>, StoreError> {
     let invalid =
         |what: &str| StoreError::new(StoreErrorKind::Invalid, error::OPEN, url, url, what);
     let path = match url.split_once("://") {
+        Some(("s3", _)) => return Ok(Arc::new(S3Store::open(url, outfit).await?)),
         Some(("file", path)) if path.starts_with('/') => path,
         Some(("file", _)) => return Err(invalid("a file URL is written file:///path")),
         Some((scheme, _)) => {
@@ -107,7 +146,11 @@ pub fn open(url: &str, absent: Absent) -> Result<Arc<dyn Store>, StoreError> {
         None if url.is_empty() => return Err(invalid("the repository's URL is empty")),
         None => url,
     };
-    Ok(Arc::new(FolderStore::open(&PathBuf::from(path), absent)?))
+    let folder = Arc::new(FolderStore::open(&PathBuf::from(path), absent)?);
+    Ok(Arc::new(CountingStore::new(
+        folder,
+        outfit.counters.clone(),
+    )))
 }
 
 /// Refuses names that could leave the store's folder or clash with its temporary files.

@@ -1,14 +1,20 @@
 use super::*;
-use borealis_base::ErrorKind;
+use borealis_base::{ErrorKind, SeededEntropy, SystemClock};
 
-fn folder() -> (tempfile::TempDir, Arc<dyn Store>) {
+async fn folder() -> (tempfile::TempDir, Arc<dyn Store>) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(
-        dir.path().join("new/repo").to_str().unwrap(),
-        Absent::Create,
-    )
-    .unwrap();
+    let place = dir.path().join("new/repo");
+    let store = open(place.to_str().unwrap(), Absent::Create, &outfit()).await;
+    let store = store.unwrap();
     (dir, store)
+}
+
+fn outfit() -> Outfit {
+    Outfit {
+        clock: Arc::new(SystemClock),
+        entropy: Arc::new(SeededEntropy::new(1)),
+        counters: Arc::default(),
+    }
 }
 
 /// What every store must do.
@@ -76,7 +82,7 @@ async fn contract(store: &dyn Store) {
 
 #[tokio::test]
 async fn a_folder_keeps_the_contract() {
-    let (_dir, store) = folder();
+    let (_dir, store) = folder().await;
     contract(store.as_ref()).await;
 }
 
@@ -108,7 +114,7 @@ async fn counting_keeps_the_contract_and_counts() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_many_creators_of_one_name_exactly_one_wins() {
-    let (_dir, store) = folder();
+    let (_dir, store) = folder().await;
     for round in 0..5 {
         let name = format!("race/{round}");
         let tries = (0..8).map(|writer: u8| {
@@ -124,23 +130,24 @@ async fn of_many_creators_of_one_name_exactly_one_wins() {
     }
 }
 
-#[test]
-fn a_mistyped_folder_is_not_created() {
+#[tokio::test]
+async fn a_mistyped_folder_is_not_created() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("typo");
-    let error = open(path.to_str().unwrap(), Absent::Refuse).err().unwrap();
+    let error = open(path.to_str().unwrap(), Absent::Refuse, &outfit()).await;
+    let error = error.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(!path.exists());
 }
 
-#[test]
-fn other_urls_are_refused_by_name() {
+#[tokio::test]
+async fn other_urls_are_refused_by_name() {
     for (url, word) in [
-        ("s3://bucket", "s3"),
+        ("gs://bucket", "gs"),
         ("file://host/x", "file:///path"),
         ("", "empty"),
     ] {
-        let error = open(url, Absent::Create).err().unwrap();
+        let error = open(url, Absent::Create, &outfit()).await.err().unwrap();
         assert_eq!(error.kind, StoreErrorKind::Invalid);
         assert!(error.to_string().contains(word), "{error}");
     }

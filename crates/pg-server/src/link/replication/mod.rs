@@ -38,15 +38,6 @@ pub struct SystemIdentity {
     pub flushed: Position,
 }
 
-/// A slot as `READ_REPLICATION_SLOT` shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlotPosition {
-    /// The oldest log that it holds, where it holds any.
-    pub restart: Option<Position>,
-    /// The timeline of that position.
-    pub branch: Option<Branch>,
-}
-
 /// What became of a start.
 pub enum Started {
     /// Log comes.
@@ -218,20 +209,6 @@ impl ReplicationLink {
         ))
         .await
         .map(drop)
-    }
-
-    /// What a slot holds; `None` where there is none of this name. Servers before 15 do not know the
-    /// command: ask [`crate::source::slot_state`] there.
-    pub async fn read_slot(&mut self, name: &str) -> Result<Option<SlotPosition>> {
-        let command = format!("READ_REPLICATION_SLOT {}", quote_identifier(name));
-        let answer = self.command(&command).await?;
-        if answer.cell("slot_type").is_none() {
-            return Ok(None);
-        }
-        Ok(Some(SlotPosition {
-            restart: answer.read("restart_lsn")?,
-            branch: answer.read("restart_tli")?.map(Branch),
-        }))
     }
 
     /// Removes a slot. An absent or busy one is the server's error.

@@ -1,16 +1,22 @@
-//! A throwaway PostgreSQL server for tests.
+//! A throwaway PostgreSQL server of any supported major.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use borealis_pg_format::Version;
+use borealis_testkit::installed::{DEBIAN_MAJOR, binaries};
 use tempfile::TempDir;
 
-const BIN: &str = "/usr/lib/postgresql/15/bin";
+/// Clients, which serve every major.
+const CLIENTS: [&str; 3] = ["psql", "pgbench", "pg_waldump"];
 
 /// A cluster in a directory that goes away with this value.
 pub struct Server {
     home: TempDir,
+    version: Version,
+    programs: PathBuf,
+    clients: PathBuf,
     running: bool,
 }
 
@@ -33,7 +39,7 @@ fn checked(command: &mut Command) -> Output {
 
 impl Server {
     /// Makes a cluster with page checksums, not started.
-    pub fn create(configuration: &str) -> Self {
+    pub fn create(version: Version, configuration: &str) -> Self {
         // "base" and "database" in the path: no rule may look at them.
         let home = tempfile::Builder::new()
             .prefix("database-base-")
@@ -41,6 +47,9 @@ impl Server {
             .expect("a temporary directory");
         let server = Self {
             home,
+            version,
+            programs: binaries(version.major()).dir,
+            clients: binaries(DEBIAN_MAJOR).dir,
             running: false,
         };
         if is_root() {
@@ -53,6 +62,8 @@ impl Server {
         checked(
             server
                 .command("initdb")
+                // Of no caller's surroundings: the workload has characters that only UTF-8 can hold.
+                .args(["--locale=C.UTF-8", "-E", "UTF8"])
                 .args(["-k", "-N", "-A", "trust", "-U", "postgres", "-D"])
                 .arg(server.data()),
         );
@@ -69,6 +80,10 @@ impl Server {
         server
     }
 
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
     pub fn home(&self) -> &Path {
         self.home.path()
     }
@@ -77,12 +92,17 @@ impl Server {
         self.home().join("data")
     }
 
-    /// A program of the server's version, run as a user that it accepts.
+    /// A program of the server's version, or a client, run as a user that the server accepts.
     pub fn command(&self, program: &str) -> Command {
-        let program = format!("{BIN}/{program}");
+        let folder = if CLIENTS.contains(&program) {
+            &self.clients
+        } else {
+            &self.programs
+        };
+        let program = folder.join(program);
         let mut command = if is_root() {
             let mut command = Command::new("runuser");
-            command.args(["-u", "postgres", "--", &program]);
+            command.args(["-u", "postgres", "--"]).arg(&program);
             command
         } else {
             Command::new(program)
@@ -108,34 +128,23 @@ impl Server {
     }
 
     pub fn stop(&mut self) {
-        self.running = false;
-        let data = self.data();
-        self.run(
-            "pg_ctl",
-            &[
-                "-w",
-                "-s",
-                "-m",
-                "fast",
-                "-D",
-                data.to_str().expect("UTF-8"),
-                "stop",
-            ],
-        );
+        self.end("fast");
     }
 
     /// Ends the server as a crash does.
     pub fn kill(&mut self) {
+        self.end("immediate");
+    }
+
+    fn end(&mut self, mode: &str) {
         self.running = false;
         let data = self.data();
         let data = data.to_str().expect("UTF-8");
-        self.run(
-            "pg_ctl",
-            &["-w", "-s", "-m", "immediate", "-D", data, "stop"],
-        );
+        self.run("pg_ctl", &["-w", "-s", "-m", mode, "-D", data, "stop"]);
     }
 
-    /// Runs SQL, each text in a transaction of its own, all in one session.
+    /// Runs SQL, each text in a transaction of its own, all in one session. Columns of the answer are
+    /// separated by `|`.
     pub fn sql(&self, texts: &[&str]) -> String {
         let mut arguments = vec!["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"];
         for text in texts {
@@ -144,12 +153,25 @@ impl Server {
         self.run("psql", &arguments).trim_end().to_owned()
     }
 
-    /// Runs a script.
+    /// Runs a script. Its variable `strategies` says whether databases can be made in two ways.
     pub fn script(&self, contents: &str) {
         let file = self.home().join("script.sql");
         fs::write(&file, contents).expect("the script is written");
         let file = file.to_str().expect("UTF-8");
-        self.run("psql", &["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", file]);
+        let strategies = format!("strategies={}", self.version >= Version::V15);
+        self.run(
+            "psql",
+            &[
+                "-X",
+                "-q",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-v",
+                &strategies,
+                "-f",
+                file,
+            ],
+        );
     }
 }
 
