@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 pub(crate) mod builder;
+mod collect;
 pub mod page;
 pub mod reader;
 pub mod record;

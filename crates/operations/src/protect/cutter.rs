@@ -28,6 +28,8 @@ pub struct Cutter {
     indexer: LogIndexer,
     start: Position,
     bytes: BytesMut,
+    /// Memory of an earlier piece, empty, for the next one.
+    spare: BytesMut,
     piece_bytes_max: usize,
 }
 
@@ -38,6 +40,7 @@ impl Cutter {
             indexer,
             start,
             bytes: BytesMut::new(),
+            spare: BytesMut::new(),
             piece_bytes_max,
         }
     }
@@ -50,8 +53,9 @@ impl Cutter {
             let room = self.piece_bytes_max - self.bytes.len();
             let part = stretch.split_to(room.min(stretch.len()));
             if self.bytes.is_empty() {
-                // A whole piece at once: memory that is not written to costs nothing, and growing
-                // step by step would copy what is there each time.
+                // A whole piece at once: memory that is not written to costs nothing, growing step by
+                // step would copy what is there each time, and fresh memory costs as much as reading it.
+                self.bytes = std::mem::take(&mut self.spare);
                 self.bytes.reserve(self.piece_bytes_max);
             }
             self.indexer.push(self.end(), &part);
@@ -61,6 +65,15 @@ impl Cutter {
             }
         }
         full
+    }
+
+    /// Takes back the bytes of a draft that is no longer needed: their memory serves the next piece.
+    pub fn reuse(&mut self, bytes: Bytes) {
+        // Where somebody else still holds them, they stay theirs.
+        if let Ok(mut bytes) = bytes.try_into_mut() {
+            bytes.clear();
+            self.spare = bytes;
+        }
     }
 
     /// Notes that at `position`, or before it, the server's clock showed `time`.
@@ -96,5 +109,40 @@ impl Cutter {
     /// Whether bytes wait to be cut.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use borealis_pg_format::Version;
+    use borealis_pg_format::wal::{LogFormat, Start};
+
+    fn cutter() -> Cutter {
+        let start = Position(16 << 20);
+        let format = LogFormat::new(Version::V15);
+        Cutter::new(LogIndexer::new(format, start, Start::Record), start, 1000)
+    }
+
+    fn piece(cutter: &mut Cutter, stretch: Bytes) -> Bytes {
+        let mut full = cutter.take(stretch);
+        assert_eq!(full.len(), 1);
+        full.remove(0).bytes
+    }
+
+    #[test]
+    fn memory_of_a_piece_serves_the_next_one_unless_somebody_holds_it() {
+        let mut cutter = cutter();
+        let log: Bytes = (0..3000_u32).map(|n| n as u8).collect();
+        let first = piece(&mut cutter, log.slice(..1000));
+        assert_eq!(first, log[..1000]);
+        let place = first.as_ptr();
+        cutter.reuse(first);
+        let second = piece(&mut cutter, log.slice(1000..2000));
+        assert_eq!(second, log[1000..2000]);
+        assert_eq!(second.as_ptr(), place);
+        cutter.reuse(second.clone());
+        let third = piece(&mut cutter, log.slice(2000..));
+        assert_eq!((second, third), (log.slice(1000..2000), log.slice(2000..)));
     }
 }

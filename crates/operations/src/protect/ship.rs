@@ -36,8 +36,8 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
 /// Why a window ends before such log.
 const MINIMAL_LOG: &str =
     "the log was written at wal_level=minimal, and nothing can be replayed over it";
-/// The zstd level of log pieces, which are compressed while the log comes.
-const LOG_LEVEL: i32 = 1;
+/// How log pieces are compressed, while the log comes.
+const LOG_COMPRESSION: Compression = Compression::ZstdLowCpu;
 
 /// What the repository durably holds of the log being shipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,19 +210,22 @@ impl Shipper {
             branch: self.to.branch,
             start,
         };
-        let frames = tokio::task::spawn_blocking(move || {
+        let prepared = tokio::task::spawn_blocking(move || {
             let index = log_frame::encode(&draft.cut)?;
-            prepare_piece(
+            let frames = prepare_piece(
                 &identity,
                 &draft.bytes,
                 &draft.cut.index.time_steps,
                 &index,
-                Compression::Zstd(LOG_LEVEL),
+                LOG_COMPRESSION,
             )
-            .map_err(|error| Error::new(borealis_base::ErrorKind::Bug, error.to_string()))
-        })
-        .await
-        .map_err(|error| Error::new(borealis_base::ErrorKind::Bug, error.to_string()))??;
+            .map_err(|error| Error::new(borealis_base::ErrorKind::Bug, error.to_string()))?;
+            Ok::<_, Error>((frames, draft.bytes))
+        });
+        let (frames, bytes) = prepared
+            .await
+            .map_err(|error| Error::new(borealis_base::ErrorKind::Bug, error.to_string()))??;
+        self.cutter.reuse(bytes);
         let committed = self.to.ledger.append(&body, frames).await?;
         tracing::debug!(%start, %end, entry = committed.number, "log piece");
         self.last_record = last_record.or(self.last_record);

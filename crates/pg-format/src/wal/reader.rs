@@ -8,17 +8,16 @@
 //! What cannot be read is reported and skipped up to the next page on which a record starts. The
 //! consumer must then assume that anything may have changed.
 
+use super::collect::{Collector, LEN_BYTES};
 use super::page::{self, LONG_HEADER_LEN, PageHeader, PageStart, SHORT_HEADER_LEN, WAL_PAGE_SIZE};
-use super::record::{self, BlockRef, RECORD_HEADER_LEN, Record, RecordHeader};
+use super::record::{self, BlockRef, RECORD_HEADER_LEN, Record, RecordHeader, WholeRecord};
 use super::rmgr::{Rmgr, xlog};
 use crate::segment::SegmentSize;
 use crate::{Lsn, Timeline, Version, cursor};
 
 /// The longest record, `XLogRecordMaxSize` (`access/xlogrecord.h` of 16 and later): 1020 MiB. A
-/// record is kept whole only if it crosses a page, and its buffer grows as its bytes come.
+/// record is collected only if it crosses a page, and the buffer grows as its bytes come.
 pub const RECORD_LEN_MAX: u32 = 1020 << 20;
-/// The buffer that is kept for the next record that crosses a page; a larger one is given back.
-const KEPT_BUFFER_BYTES: usize = 1 << 20;
 /// Records start at multiples of this (`MAXALIGN`).
 const ALIGNMENT: u64 = 8;
 
@@ -125,8 +124,8 @@ pub struct WalReader {
     /// The page header that is being collected.
     page_header: [u8; LONG_HEADER_LEN],
     page_header_len: usize,
-    /// The record that is being collected, padding included.
-    record: Vec<u8>,
+    /// The record that is being collected.
+    record: Collector,
     blocks: Vec<BlockRef>,
     last: Option<(Lsn, Lsn)>,
     timeline: Option<Timeline>,
@@ -154,7 +153,7 @@ impl WalReader {
             state,
             page_header: [0; LONG_HEADER_LEN],
             page_header_len: 0,
-            record: Vec::new(),
+            record: Collector::default(),
             blocks: Vec::new(),
             last,
             timeline: None,
@@ -409,8 +408,8 @@ impl WalReader {
 
     /// Whether a page goes on with the record in the buffer.
     fn continues(&self, header: PageHeader) -> bool {
-        let total = u64::from(self.collected_len().unwrap_or_default());
-        header.continues && u64::from(header.remaining) + self.record.len() as u64 == total
+        let total = u64::from(self.record.total().unwrap_or_default());
+        header.continues && u64::from(header.remaining) + self.record.seen() as u64 == total
     }
 
     /// Looks for a record's start on the page whose header was just read.
@@ -449,11 +448,6 @@ impl WalReader {
         deliver(LogEvent::Unparsed { from, reason });
     }
 
-    /// The length that the record in the buffer says it has.
-    fn collected_len(&self) -> Option<u32> {
-        cursor::at(&self.record, 0).u32()
-    }
-
     /// The bytes up to the end of the page, or fewer, at a record's start.
     #[inline]
     fn begin_record(&mut self, bytes: &[u8], deliver: &mut impl FnMut(LogEvent<'_>)) -> usize {
@@ -468,7 +462,13 @@ impl WalReader {
             if padded <= bytes.len()
                 && let Some(record) = bytes.get(..total as usize)
             {
-                return self.complete(self.position, end, record, deliver, padded);
+                return self.complete(
+                    self.position,
+                    end,
+                    &WholeRecord::whole(record),
+                    deliver,
+                    padded,
+                );
             }
         }
         self.record.clear();
@@ -502,31 +502,29 @@ impl WalReader {
 
     /// Collects bytes of a record that is not whole on one page and in one push.
     fn go_on(&mut self, start: Lsn, bytes: &[u8], deliver: &mut impl FnMut(LogEvent<'_>)) -> usize {
-        const LEN_BYTES: usize = 4;
-        if self.record.len() < LEN_BYTES {
+        let seen = self.record.seen();
+        if seen < LEN_BYTES {
             // A record starts at a multiple of 8, so that its length lies on one page.
-            let used = clamp(bytes, (LEN_BYTES - self.record.len()) as u64);
-            self.record
-                .extend_from_slice(bytes.get(..used).unwrap_or_default());
-            if let Some(total) = self.collected_len() {
+            let used = clamp(bytes, (LEN_BYTES - seen) as u64);
+            let part = bytes.get(..used).unwrap_or_default();
+            self.record.take(part, &self.format);
+            if let Some(total) = self.record.total() {
                 self.check_len(start, total, deliver);
             }
             return used;
         }
-        let total = self.collected_len().unwrap_or_default() as usize;
+        let total = self.record.total().unwrap_or_default() as usize;
         let padded = total.next_multiple_of(ALIGNMENT as usize);
-        let used = clamp(bytes, (padded - self.record.len().min(padded)) as u64);
-        self.record
-            .extend_from_slice(bytes.get(..used).unwrap_or_default());
-        if self.record.len() == padded {
+        let used = clamp(bytes, padded.saturating_sub(seen) as u64);
+        let part = bytes.get(..used).unwrap_or_default();
+        self.record.take(part, &self.format);
+        if self.record.seen() == padded {
             let end = self.position.plus(used as u64);
             let mut collected = std::mem::take(&mut self.record);
-            let record = collected.get(..total).unwrap_or_default();
-            let switched = self.complete(start, end, record, deliver, used);
-            if matches!(self.state, State::Switched { .. }) {
-                return switched;
+            if let Some(record) = collected.record() {
+                self.complete(start, end, &record, deliver, used);
             }
-            if collected.capacity() <= KEPT_BUFFER_BYTES {
+            if !matches!(self.state, State::Switched { .. }) {
                 collected.clear();
                 self.record = collected;
             }
@@ -540,7 +538,7 @@ impl WalReader {
         &mut self,
         start: Lsn,
         end: Lsn,
-        record: &[u8],
+        record: &WholeRecord<'_>,
         deliver: &mut impl FnMut(LogEvent<'_>),
         used: usize,
     ) -> usize {
@@ -553,8 +551,8 @@ impl WalReader {
         };
         if header.rmgr == Rmgr::XLOG && header.operation() == xlog::SWITCH {
             let segment_end = self.format.segment_size.round_up(end);
-            let collected = record.to_vec();
-            self.record = collected;
+            self.record.clear();
+            self.record.take(record.kept, &self.format);
             self.state = State::Switched {
                 start,
                 end: segment_end,
@@ -566,8 +564,9 @@ impl WalReader {
         used
     }
 
-    fn check(&self, start: Lsn, record: &[u8]) -> Result<RecordHeader, UnparsedReason> {
-        let header = RecordHeader::parse(record).ok_or(UnparsedReason::Length)?;
+    #[inline]
+    fn check(&self, start: Lsn, record: &WholeRecord<'_>) -> Result<RecordHeader, UnparsedReason> {
+        let header = RecordHeader::parse(record.kept).ok_or(UnparsedReason::Length)?;
         let follows = match self.last {
             Some((last_start, _)) => header.prev == last_start,
             None => header.prev < start,
@@ -575,16 +574,18 @@ impl WalReader {
         if !follows {
             return Err(UnparsedReason::Previous);
         }
-        if record::checksum(record) != Some(header.crc) {
+        if record.checksum() != Some(header.crc) {
             return Err(UnparsedReason::Checksum);
         }
         Ok(header)
     }
 
     fn deliver_collected(&mut self, start: Lsn, end: Lsn, deliver: &mut impl FnMut(LogEvent<'_>)) {
-        let record = std::mem::take(&mut self.record);
+        let collected = std::mem::take(&mut self.record);
         self.state = State::Boundary;
-        if let Some(header) = RecordHeader::parse(&record) {
+        if let Some(record) = collected.record()
+            && let Some(header) = RecordHeader::parse(record.kept)
+        {
             self.deliver(start, end, header, &record, deliver);
         }
     }
@@ -595,14 +596,14 @@ impl WalReader {
         start: Lsn,
         end: Lsn,
         header: RecordHeader,
-        record: &[u8],
+        record: &WholeRecord<'_>,
         deliver: &mut impl FnMut(LogEvent<'_>),
     ) {
         let mut blocks = std::mem::take(&mut self.blocks);
         match record::decode(record, &self.format, &mut blocks) {
             Some(decoded) => {
                 self.last = Some((start, end));
-                let record = decoded.record((start, end), header, record, &blocks);
+                let record = decoded.record((start, end), header, &blocks);
                 deliver(LogEvent::Record(record));
             }
             None => self.lose(start, UnparsedReason::Layout, deliver),

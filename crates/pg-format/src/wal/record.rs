@@ -1,8 +1,6 @@
 //! One record of the log: its header, the blocks it names, its data (`access/xlogrecord.h`,
 //! `DecodeXLogRecord` in `access/transam/xlogreader.c`).
 
-use std::ops::Range;
-
 use super::reader::LogFormat;
 use super::rmgr::Rmgr;
 use crate::cursor::Cursor;
@@ -83,8 +81,8 @@ impl RecordHeader {
 /// A full-page image in a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockImage {
-    /// Where the image's bytes lie in the record.
-    span: Range<u32>,
+    /// Bytes of it that the record holds.
+    pub len: u16,
     /// Bytes before the hole.
     pub hole_offset: u16,
     /// Bytes of zeros left out of the page.
@@ -110,8 +108,8 @@ pub struct BlockRef {
     pub block: u32,
     /// The page as it was after the change, if the record holds it.
     pub image: Option<BlockImage>,
-    /// Where the data about this block lie in the record.
-    data: Range<u32>,
+    /// Bytes that the record holds about this block besides.
+    pub data_len: u16,
 }
 
 /// A record with everything in it. Borrowed: it lives as long as the call that delivers it.
@@ -131,50 +129,52 @@ pub struct Record<'a> {
     pub toplevel_xid: Option<u32>,
     /// What the resource manager says apart from blocks.
     pub main_data: &'a [u8],
-    bytes: &'a [u8],
 }
 
-impl<'a> Record<'a> {
-    /// The data about a block, empty if there are none.
-    pub fn block_data(&self, block: &BlockRef) -> &'a [u8] {
-        self.span(&block.data)
-    }
-
-    /// The stored image of a block, without its hole, possibly compressed.
-    pub fn image(&self, block: &BlockRef) -> Option<&'a [u8]> {
-        block.image.as_ref().map(|image| self.span(&image.span))
-    }
-
-    fn span(&self, span: &Range<u32>) -> &'a [u8] {
-        self.bytes
-            .get(span.start as usize..span.end as usize)
-            .unwrap_or_default()
-    }
+/// A whole record that is yet to be judged, without what nobody reads of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WholeRecord<'a> {
+    /// The record from its start, at least to the end of all headers, and its main data at the end.
+    pub(crate) kept: &'a [u8],
+    /// Bytes of the record.
+    pub(crate) total: usize,
+    /// CRC-32C of all that follows the fixed part.
+    pub(crate) body_crc: u32,
 }
 
-/// The checksum that a record should have.
-#[inline]
-pub(crate) fn checksum(record: &[u8]) -> Option<u32> {
-    let body = record.get(RECORD_HEADER_LEN..)?;
-    let head = record.get(..CRC_OFFSET)?;
-    Some(crc32c::crc32c_append(crc32c::crc32c(body), head))
+impl<'a> WholeRecord<'a> {
+    /// A record all of whose bytes are here.
+    #[inline]
+    pub(crate) fn whole(bytes: &'a [u8]) -> Self {
+        Self {
+            kept: bytes,
+            total: bytes.len(),
+            body_crc: crc32c::crc32c(bytes.get(RECORD_HEADER_LEN..).unwrap_or_default()),
+        }
+    }
+
+    /// The checksum that it should have.
+    #[inline]
+    pub(crate) fn checksum(&self) -> Option<u32> {
+        let head = self.kept.get(..CRC_OFFSET)?;
+        Some(crc32c::crc32c_append(self.body_crc, head))
+    }
 }
 
 /// What was found besides the blocks.
 #[derive(Debug, Default)]
-pub(crate) struct Decoded {
+pub(crate) struct Decoded<'a> {
     origin: Option<u16>,
     toplevel_xid: Option<u32>,
-    main: Range<u32>,
+    main_data: &'a [u8],
 }
 
-impl Decoded {
+impl<'a> Decoded<'a> {
     /// The record as it is delivered.
-    pub(crate) fn record<'a>(
+    pub(crate) fn record(
         self,
         (start, end): (Lsn, Lsn),
         header: RecordHeader,
-        bytes: &'a [u8],
         blocks: &'a [BlockRef],
     ) -> Record<'a> {
         Record {
@@ -184,76 +184,95 @@ impl Decoded {
             blocks,
             origin: self.origin,
             toplevel_xid: self.toplevel_xid,
-            main_data: bytes
-                .get(self.main.start as usize..self.main.end as usize)
-                .unwrap_or_default(),
-            bytes,
+            main_data: self.main_data,
         }
     }
 }
 
 /// Takes a whole record apart; `None` if its parts contradict each other. `blocks` is overwritten.
-pub(crate) fn decode(
-    bytes: &[u8],
+#[inline]
+pub(crate) fn decode<'a>(
+    record: &WholeRecord<'a>,
     format: &LogFormat,
     blocks: &mut Vec<BlockRef>,
-) -> Option<Decoded> {
+) -> Option<Decoded<'a>> {
     blocks.clear();
-    let mut cursor = cursor::at(bytes, RECORD_HEADER_LEN);
-    let mut decoded = Decoded::default();
+    let headers = read_headers(record.kept, record.total, format, |block| {
+        let ascending = blocks.last().is_none_or(|last| last.id < block.id);
+        blocks.push(block);
+        ascending
+    })?;
+    let main_data = record.kept.len().checked_sub(headers.main_len)?;
+    Some(Decoded {
+        origin: headers.origin,
+        toplevel_xid: headers.toplevel_xid,
+        main_data: record.kept.get(main_data..)?,
+    })
+}
+
+/// How long the main data of a record of `total` bytes are, which are its last ones. `head` is its
+/// beginning; `None` if that does not hold all headers, or if they contradict each other.
+pub(super) fn main_data_len(head: &[u8], total: usize, format: &LogFormat) -> Option<usize> {
+    Some(read_headers(head, total, format, |_| true)?.main_len)
+}
+
+/// What the headers say.
+#[derive(Default)]
+struct Headers {
+    origin: Option<u16>,
+    toplevel_xid: Option<u32>,
+    main_len: usize,
+}
+
+/// Reads all headers of a record of `total` bytes, which begins with `head`. `each` is given the blocks
+/// in order and says whether one may stand there.
+#[inline]
+fn read_headers(
+    head: &[u8],
+    total: usize,
+    format: &LogFormat,
+    mut each: impl FnMut(BlockRef) -> bool,
+) -> Option<Headers> {
+    let mut cursor = cursor::at(head, RECORD_HEADER_LEN);
+    // Bytes of the record behind the cursor.
+    let missing = total.checked_sub(head.len())?;
+    let rest = |cursor: &Cursor<'_>| cursor.rest().len() + missing;
+    let mut headers = Headers::default();
     // Bytes that the headers announce; what the headers leave over must be exactly these.
     let mut announced = 0;
-    let mut main_len = 0;
     let mut relation = None;
-    while cursor.rest().len() > announced {
+    while rest(&cursor) > announced {
         match cursor.u8()? {
             ID_DATA_SHORT => {
-                main_len = usize::from(cursor.u8()?);
-                announced += main_len;
+                headers.main_len = usize::from(cursor.u8()?);
+                announced += headers.main_len;
                 break;
             }
             ID_DATA_LONG => {
-                main_len = cursor.u32()? as usize;
-                announced += main_len;
+                headers.main_len = cursor.u32()? as usize;
+                announced += headers.main_len;
                 break;
             }
-            ID_ORIGIN => decoded.origin = Some(cursor.u16()?),
-            ID_TOPLEVEL_XID => decoded.toplevel_xid = Some(cursor.u32()?),
+            ID_ORIGIN => headers.origin = Some(cursor.u16()?),
+            ID_TOPLEVEL_XID => headers.toplevel_xid = Some(cursor.u32()?),
             id if id <= MAX_BLOCK_ID => {
-                if blocks.last().is_some_and(|last| last.id >= id) {
-                    return None;
-                }
                 let block = decode_block(&mut cursor, id, format, &mut relation)?;
-                announced += block.data.end as usize;
+                announced += usize::from(block.data_len);
                 announced += block
                     .image
                     .as_ref()
-                    .map_or(0, |image| image.span.end as usize);
-                blocks.push(block);
+                    .map_or(0, |image| usize::from(image.len));
+                if !each(block) {
+                    return None;
+                }
             }
             _ => return None,
         }
     }
-    if cursor.rest().len() != announced {
-        return None;
-    }
-    let mut offset = (bytes.len() - announced) as u32;
-    let mut place = |span: &mut Range<u32>| {
-        let len = span.end;
-        *span = offset..offset + len;
-        offset += len;
-    };
-    for block in blocks {
-        if let Some(image) = &mut block.image {
-            place(&mut image.span);
-        }
-        place(&mut block.data);
-    }
-    decoded.main = offset..offset + main_len as u32;
-    Some(decoded)
+    (rest(&cursor) == announced).then_some(headers)
 }
 
-/// The header of one block. Spans hold lengths until all headers are known.
+/// The header of one block.
 #[inline]
 fn decode_block(
     cursor: &mut Cursor<'_>,
@@ -281,7 +300,7 @@ fn decode_block(
         relation: (*relation)?,
         block: cursor.u32()?,
         image,
-        data: 0..u32::from(data_len),
+        data_len,
     })
 }
 
@@ -322,7 +341,7 @@ fn decode_image(cursor: &mut Cursor<'_>, format: &LogFormat) -> Option<BlockImag
         return None;
     }
     Some(BlockImage {
-        span: 0..u32::from(len),
+        len,
         hole_offset,
         hole_length,
         info,

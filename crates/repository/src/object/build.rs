@@ -1,14 +1,12 @@
 //! Making an object.
 
-use std::cell::RefCell;
-
 use aws_lc_rs::digest::{SHA256, digest};
 use borealis_base::ObjectId;
 use borealis_keys::DataKey;
 use bytes::Bytes;
 use prost::Message;
-use zstd::bulk::Compressor;
 
+use super::compress::compress;
 use super::seal::ObjectCipher;
 use super::{
     Codec, Compression, END_MAGIC, FORMAT_VERSION, FRAME_PLAIN_BYTES_MAX, FrameKind, FrameMessage,
@@ -38,7 +36,7 @@ impl PreparedFrame {
         );
         let compressed = match compression {
             Compression::None => None,
-            Compression::Zstd(level) => Some(compress(plain, level)),
+            Compression::Zstd(_) | Compression::ZstdLowCpu => Some(compress(compression, plain)),
         };
         let (codec, content) = match compressed {
             Some(content) if content.len() < plain.len() => (Codec::Zstd, content),
@@ -66,39 +64,6 @@ impl PreparedFrame {
     pub fn kind(&self) -> FrameKind {
         self.kind
     }
-}
-
-/// The compression buffer that a thread keeps; a larger one is given back. Frames of pages and of log
-/// have little more than 1 MiB.
-const KEPT_BUFFER_BYTES: usize = 2 << 20;
-
-thread_local! {
-    /// A thread's compressor with its level, and its buffer: making them anew for each frame costs
-    /// tables of a megabyte and fresh memory.
-    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>, Vec<u8>)>> = const { RefCell::new(None) };
-}
-
-fn compress(plain: &[u8], level: i32) -> Vec<u8> {
-    COMPRESSOR.with_borrow_mut(|kept| {
-        let (compressor, buffer) = match kept {
-            Some((at, compressor, buffer)) if *at == level => (compressor, buffer),
-            kept => {
-                let new = Compressor::new(level).expect("zstd knows every level");
-                let (_, compressor, buffer) = kept.insert((level, new, Vec::new()));
-                (compressor, buffer)
-            }
-        };
-        buffer.clear();
-        buffer.reserve(zstd::zstd_safe::compress_bound(plain.len()));
-        compressor
-            .compress_to_buffer(plain, buffer)
-            .expect("zstd compresses from memory to memory");
-        let compressed = buffer.clone();
-        if buffer.capacity() > KEPT_BUFFER_BYTES {
-            *buffer = Vec::new();
-        }
-        compressed
-    })
 }
 
 /// An object ready to be created in the store.

@@ -268,7 +268,7 @@ fn a_claimed_length_takes_no_memory() {
         heard[0],
         Heard::Unparsed(log.prev, UnparsedReason::Continuation)
     );
-    assert!(reader.record.capacity() <= 2 * 8192);
+    assert!(reader.record.memory() <= 2 * 8192);
 }
 
 proptest! {
