@@ -28,6 +28,7 @@ mod epoch;
 pub mod ledger;
 pub mod log_frame;
 mod preflight;
+pub mod pulse;
 pub mod read_back;
 pub mod receive;
 pub mod sample;

@@ -25,6 +25,7 @@ use super::cluster::find_cluster;
 use super::epoch::open_writer;
 use super::ledger::{Ledger, Patience};
 use super::preflight::{look_at_server, pause};
+use super::pulse::{Pulse, Watcher};
 use super::read_back::ReadBack;
 use super::receive;
 use super::schedule::Schedule;
@@ -81,23 +82,26 @@ struct Protection<'a> {
     slot: Option<String>,
     usage: Arc<Counters>,
     progress: Arc<dyn Progress>,
+    pulse: Pulse,
     stop: CancellationToken,
 }
 
-/// Protects until `stop`, or until one base backup is taken if that was asked for.
+/// Protects until `stop`, or until one base backup is taken if that was asked for. `watcher` sees signs of life.
 pub async fn protect(
     site: &Site,
     options: &Options,
     progress: Arc<dyn Progress>,
+    watcher: Arc<dyn Watcher>,
     stop: CancellationToken,
 ) -> Result<Stopped> {
+    let pulse = Pulse::new(site.clock().clone(), watcher);
     let (facts, data_dir, control) = look_at_server(options, &stop).await?;
     let (cluster, lineage) = find_cluster(site, options, &facts, &data_dir).await?;
     let writer = open_writer(site, &lineage, options, &control).await?;
     let slot = (!options.no_slot).then(|| slot_name(&lineage));
     let protection = Protection {
         options,
-        ledger: Ledger::new(writer, stop.clone(), patience(options)),
+        ledger: Ledger::new(writer, stop.clone(), patience(options), pulse.clone()),
         lineage,
         facts,
         control,
@@ -105,6 +109,7 @@ pub async fn protect(
         slot,
         usage: site.usage.clone(),
         progress,
+        pulse,
         stop,
     };
     let durable = protection.run().await?;
@@ -135,6 +140,7 @@ impl Protection<'_> {
     async fn run(&self) -> Result<Position> {
         let mut gap = None;
         loop {
+            self.pulse.turn();
             let (system, beginning) = match self.begin(gap.clone()).await {
                 Ok(begun) => begun,
                 // It was reached before, and will be again; nothing was written by this attempt.
@@ -335,6 +341,7 @@ impl Protection<'_> {
                 ledger: self.ledger.clone(),
             },
             clock: self.lineage.clock().clone(),
+            pulse: self.pulse.clone(),
         };
         let mut capture = Capture::begin(from, links, beginning)?;
         let log = CapturedLog {

@@ -11,6 +11,7 @@ use borealis_base::{
     ByteLen, NoProgress, Position, Progress, SystemClock, SystemEntropy, Timestamp,
 };
 use borealis_keys::FileKey;
+use borealis_operations::protect::pulse::{NoWatcher, Watcher};
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy;
 use borealis_operations::protect::{self, Stopped};
@@ -100,9 +101,21 @@ impl Protecting {
         progress: Arc<dyn Progress>,
         stop: CancellationToken,
     ) -> Self {
+        Self::seen(site, options, progress, Arc::new(NoWatcher), stop)
+    }
+
+    /// With a watcher, too.
+    pub fn seen(
+        site: Arc<Site>,
+        options: protect::Options,
+        progress: Arc<dyn Progress>,
+        watcher: Arc<dyn Watcher>,
+        stop: CancellationToken,
+    ) -> Self {
         let token = stop.clone();
-        let task =
-            tokio::spawn(async move { protect::protect(&site, &options, progress, token).await });
+        let task = tokio::spawn(async move {
+            protect::protect(&site, &options, progress, watcher, token).await
+        });
         Self { stop, task }
     }
 
