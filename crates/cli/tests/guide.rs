@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test: a failure is a panic
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use borealis_pg_server::instance::binaries::BIN_VARIABLE;
@@ -88,7 +89,7 @@ impl Page {
         }
     }
 
-    fn set(&mut self, name: &'static str, value: impl ToString) {
+    fn set(&mut self, name: &'static str, value: &dyn Display) {
         self.environment.insert(name, value.to_string());
     }
 
@@ -149,8 +150,8 @@ async fn the_guide_does_what_it_says() {
     let site = Site::bare(PROGRAM, &server);
     let mut page = Page::open("guide.md", &site, &server);
     let (port, work) = (free_port(), page.work.clone());
-    page.set("RESTORED_PORT", port);
-    page.set("STANDBY_PORT", free_port());
+    page.set("RESTORED_PORT", &port);
+    page.set("STANDBY_PORT", &free_port());
     let mut protect: Option<Protect> = None;
     page.follow(async |_, command| {
         if command.starts_with("borealis protect") && !command.contains("--once") {
@@ -192,7 +193,7 @@ const SHOP: &str = "CREATE TABLE customers (id int PRIMARY KEY, name text); \
                     INSERT INTO orders SELECT i, i % 100 + 1, 'item ' || i FROM generate_series(1, 1000) i; \
                     CREATE INDEX ON orders (customer)";
 
-/// A server with psql and pg_dump, which only Debian's major comes with.
+/// A server with `psql` and `pg_dump`, which only Debian's major comes with.
 async fn shop_server() -> TestServer {
     let options = ServerOptions {
         major: DEBIAN_MAJOR,
@@ -215,8 +216,8 @@ async fn the_runbook_of_a_disaster_brings_back_what_was_deleted() {
     let (server, site) = shop().await;
     let mut protect = Protect::begin(&site, &[]).await;
     let mut page = Page::open("runbooks/disaster.md", &site, &server);
-    page.set("RESTORED_PORT", free_port());
-    page.set("MOMENT", server.now().await);
+    page.set("RESTORED_PORT", &free_port());
+    page.set("MOMENT", &server.now().await);
     server.sql("DELETE FROM customers WHERE id > 10").await;
     server.sql("DROP TABLE orders").await;
     server
@@ -228,7 +229,7 @@ async fn the_runbook_of_a_disaster_brings_back_what_was_deleted() {
         protect.assert_running();
         if command.contains("\"$RESTORED\"") && restored.is_none() {
             let before = page.restored("before", &server);
-            page.set("RESTORED", before.dsn());
+            page.set("RESTORED", &before.dsn());
             restored = Some(before);
         }
         false
@@ -255,15 +256,15 @@ async fn the_runbook_of_a_lost_machine_needs_the_repository_and_the_key_alone() 
     // The repository and the key are somewhere else now, and nothing is known of the source.
     let moved = site.path().join("elsewhere");
     std::fs::rename(site.repository(), &moved).unwrap();
-    page.set("BOREALIS_REPOSITORY", moved.display());
-    page.set("BOREALIS_CONFIG", "/dev/null");
-    page.set("BOREALIS_SOURCE", "");
-    page.set("RECOVERED_PORT", free_port());
+    page.set("BOREALIS_REPOSITORY", &moved.display());
+    page.set("BOREALIS_CONFIG", &"/dev/null");
+    page.set("BOREALIS_SOURCE", &"");
+    page.set("RECOVERED_PORT", &free_port());
     let mut recovered = None;
     page.follow(async |page, command| {
         if command.contains("\"$RECOVERED\"") && recovered.is_none() {
             let running = page.restored("recovered", &server);
-            page.set("RECOVERED", running.dsn());
+            page.set("RECOVERED", &running.dsn());
             recovered = Some(running);
         }
         false
@@ -293,7 +294,6 @@ async fn the_runbook_of_a_full_disk_loses_nothing() {
         status["clusters"][0]["base_backups"].as_u64() >= Some(3),
         "{status:#}"
     );
-    assert!(base_backups.is_none_or(|all| all.len() >= 3), "{status:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
