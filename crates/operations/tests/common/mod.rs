@@ -20,7 +20,7 @@ use borealis_operations::{Result, Site};
 use borealis_repository::plan::{LineageState, Target};
 use borealis_repository::store::{Absent, FolderStore, Store};
 use borealis_repository::{Environment, Repository};
-use borealis_testkit::server::{DEADLINE, TestServer, server_dir, system_user};
+use borealis_testkit::server::{DEADLINE, TestServer, free_port, server_dir, system_user};
 use borealis_testkit::{installed, wait_until};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -189,14 +189,6 @@ impl Drop for Restored {
             let _ = instance.kill();
         }
     }
-}
-
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 pub async fn restore_to(site: &Site, target: Target) -> Result<Restored> {
