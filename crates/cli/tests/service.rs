@@ -172,6 +172,8 @@ fn the_unit_spares_the_servers_memory_and_sees_other_writers() {
         "ProtectProc",
         "ProcSubset",
         "PrivatePIDs",
+        "ProtectKernelTunables",
+        "ProtectControlGroups",
     ] {
         assert!(!unit.contains_key(name), "{name} is set");
     }
