@@ -127,8 +127,7 @@ impl Source {
     /// Restores into a new directory.
     async fn fresh(&self, name: &str) -> PathBuf {
         let mappings = self.mappings(name);
-        let more: Vec<&str> = mappings.iter().map(String::as_str).collect();
-        let _ = self.run(name, &more).await.expect(0);
+        let _ = self.run(name, &with_mappings(&mappings)).await.expect(0);
         self.site.target(name).into()
     }
 }
@@ -192,6 +191,15 @@ fn damage(directory: &Path, space: &Path, entropy: &SeededEntropy) {
     std::fs::write(directory.join("pg_xact/0000"), "not the truth").unwrap();
 }
 
+fn with_mappings(mappings: &[String]) -> Vec<&str> {
+    mappings.iter().map(String::as_str).collect()
+}
+
+/// Bytes that a restore received from the repository.
+fn fetched(answer: &serde_json::Value) -> u64 {
+    answer["fetched_bytes"].as_u64().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delta_over_a_damaged_directory_equals_a_fresh_restore_and_writes_what_differs() {
     let source = Source::new().await;
@@ -235,11 +243,23 @@ async fn a_delta_over_a_damaged_directory_equals_a_fresh_restore_and_writes_what
             std::fs::remove_file(over.join("..").join(name)).unwrap();
         }
     }
-    // Nothing differs: nothing is written.
-    let done = source.run("over", &["--delta"]).await.expect(0).json()["delta"].clone();
-    // Nothing but the control file, which is moved away first and written last, and configuration.
+    // Nothing differs: nothing is written but the control file, which is moved away first and written last,
+    // and configuration; and next to nothing is fetched.
+    let mappings = source.mappings("whole");
+    let whole = source
+        .run("whole", &with_mappings(&mappings))
+        .await
+        .expect(0)
+        .json();
+    let answer = source.run("over", &["--delta"]).await.expect(0).json();
+    let done = &answer["delta"];
     assert_eq!(done["written_bytes"], 8192, "{done}");
     assert!(done["deleted_bytes"].as_u64().unwrap() < 2 * 8192, "{done}");
+    let (all, some) = (fetched(&whole), fetched(&answer));
+    assert!(
+        some < all / 4,
+        "{some} bytes were fetched where nothing differs, {all} where all does"
+    );
     assert_same(&over, &fresh);
 }
 

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use borealis_base::ByteLen;
 use borealis_operations::restore::start::PreparedTransaction;
 use borealis_operations::restore::{self, Options, Restored, prepare};
 use borealis_pg_server::instance::binaries::BIN_VARIABLE;
@@ -77,7 +78,11 @@ fn prepared(transaction: &PreparedTransaction) -> [String; 2] {
 fn text(restored: &Restored) -> String {
     let mut lines = vec![
         restored.plan.to_text(),
-        format!("  files took    {:.1} s", restored.files_seconds),
+        format!(
+            "  files took    {:.1} s, {} fetched",
+            restored.files_seconds,
+            ByteLen(restored.fetched_bytes)
+        ),
     ];
     lines.extend(
         restored

@@ -10,6 +10,7 @@ use borealis_base::Position;
 use borealis_pg_format::index::ForkKey;
 use borealis_pg_server::data_dir::page_reader::{PageRead, PageReader};
 use borealis_repository::object::Compression;
+use borealis_repository::pages::digests::PageDigester;
 use borealis_repository::pages::frame::frame_pages_max;
 use borealis_repository::pages::pack::{PreparedPages, prepare_pages};
 use futures::{Stream, StreamExt};
@@ -58,6 +59,7 @@ pub(super) struct FrameDone {
 pub(super) fn read_frames(
     place: &PagePlace,
     forks: &[(u32, ForkPlan)],
+    digester: PageDigester,
 ) -> impl Stream<Item = Result<FrameDone>> + Unpin + Send {
     let per_frame = frame_pages_max(place.sizes.page_bytes);
     // Its type is named, or the future that holds it could not move between threads.
@@ -76,8 +78,8 @@ pub(super) fn read_frames(
     let place = Arc::new(place.clone());
     futures::stream::iter(jobs)
         .map(move |job| {
-            let place = place.clone();
-            tokio::task::spawn_blocking(move || read_frame(&place, &job))
+            let (place, digester) = (place.clone(), digester.clone());
+            tokio::task::spawn_blocking(move || read_frame(&place, &job, &digester))
         })
         .buffered(READERS)
         .map(|done| {
@@ -98,7 +100,7 @@ pub(super) fn interrupted() -> Error {
     )
 }
 
-fn read_frame(place: &PagePlace, job: &FrameJob) -> Result<FrameDone> {
+fn read_frame(place: &PagePlace, job: &FrameJob, digester: &PageDigester) -> Result<FrameDone> {
     let page_bytes = place.sizes.page_bytes as usize;
     let mut content = Vec::with_capacity(job.blocks.len() * page_bytes);
     let mut damaged = Vec::new();
@@ -162,6 +164,7 @@ fn read_frame(place: &PagePlace, job: &FrameJob) -> Result<FrameDone> {
         place.sizes.page_bytes,
         &pages,
         Compression::Zstd(PAGE_LEVEL),
+        digester,
     )?;
     Ok(FrameDone {
         pages: prepared,

@@ -90,6 +90,8 @@ pub struct Restored {
     pub notices: Vec<String>,
     /// How long it took to put the files in place.
     pub files_seconds: f64,
+    /// Bytes received from the repository.
+    pub fetched_bytes: u64,
     /// What of them was there already, for a delta.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<delta::Done>,
@@ -199,7 +201,7 @@ pub async fn restore(
 ) -> Result<Restored> {
     let checked = checked(&prepared, options)?;
     let clock = site.clock().clone();
-    let began = clock.elapsed();
+    let (began, received) = (clock.elapsed(), site.usage.usage().bytes_got);
     let target = absolute(&prepared.report.target_dir)?;
     let mut notices = Vec::from_iter(checked.command.notice.clone());
     notices.extend(notices_of(&checked.found, &prepared));
@@ -238,6 +240,7 @@ pub async fn restore(
         server: None,
         notices,
         files_seconds,
+        fetched_bytes: site.usage.usage().bytes_got - received,
         delta: delta.as_ref().map(|(_, tally)| tally.report()),
     };
     match (&checked.binaries, options.start) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use borealis_repository::pages::digests::{PageDigest, PageDigester};
 use borealis_repository::pages::manifest::PageFile;
 use borealis_repository::pages::read::PageSink;
 use bytes::Bytes;
@@ -115,10 +116,13 @@ impl PageFiles {
 
     /// Writes neighbouring pages of one segment, except those that are there already.
     fn place(&self, segment: &Segment<'_>, pages: &[(u32, Bytes)]) -> Result<()> {
-        let found =
-            pages.partition_point(|(number, _)| number % self.segment_pages < segment.there);
-        let (old, new) = pages.split_at(found);
-        let same = segment.compare(self.segment_pages, old)?;
+        let found = segment.found(self.segment_pages, pages)?;
+        let found = found.chunks_exact(segment.page_size as usize);
+        let (old, new) = pages.split_at(found.len());
+        let same: Vec<bool> = found
+            .zip(old)
+            .map(|(found, (_, page))| found == &page[..])
+            .collect();
         let mut rest = old;
         for alike in same.chunk_by(|a, b| a == b) {
             let (now, later) = rest.split_at(alike.len());
@@ -158,31 +162,30 @@ struct Segment<'a> {
 }
 
 impl Segment<'_> {
-    /// Which of neighbouring pages hold in the file what they are to hold.
-    fn compare(&self, segment_pages: u32, pages: &[(u32, Bytes)]) -> Result<Vec<bool>> {
-        let Some((first, _)) = pages.first() else {
-            return Ok(Vec::new());
-        };
-        let mut held = vec![0; pages.len() * self.page_size as usize];
-        let offset = u64::from(first % segment_pages) * self.page_size;
-        self.file
-            .read_exact_at(&mut held, offset)
-            .at("read", self.path)?;
-        let held = held.chunks_exact(self.page_size as usize);
-        Ok(held
-            .zip(pages)
-            .map(|(held, (_, page))| held == &page[..])
-            .collect())
+    /// The content, in the file, of those of neighbouring pages that it had already: the first ones.
+    fn found<T>(&self, segment_pages: u32, pages: &[(u32, T)]) -> Result<Vec<u8>> {
+        let count = pages.partition_point(|(number, _)| number % segment_pages < self.there);
+        let mut found = vec![0; count * self.page_size as usize];
+        if let Some((first, _)) = pages.first() {
+            let offset = u64::from(first % segment_pages) * self.page_size;
+            self.file
+                .read_exact_at(&mut found, offset)
+                .at("read", self.path)?;
+        }
+        Ok(found)
     }
 }
 
-impl PageSink for PageFiles {
-    type Error = Error;
-
-    fn pages(&self, file: &PageFile, pages: &[(u32, Bytes)]) -> Result<()> {
-        let in_one_segment = |a: &(u32, Bytes), b: &(u32, Bytes)| {
-            a.0 / self.segment_pages == b.0 / self.segment_pages
-        };
+impl PageFiles {
+    /// Hands pages, ascending, to `each` by neighbouring ones of one segment.
+    fn by_runs<T>(
+        &self,
+        file: &PageFile,
+        pages: &[(u32, T)],
+        mut each: impl FnMut(&Segment<'_>, &[(u32, T)]) -> Result<()>,
+    ) -> Result<()> {
+        let in_one_segment =
+            |a: &(u32, T), b: &(u32, T)| a.0 / self.segment_pages == b.0 / self.segment_pages;
         for pages in pages.chunk_by(in_one_segment) {
             let Some((first, _)) = pages.first() else {
                 continue;
@@ -197,11 +200,52 @@ impl PageSink for PageFiles {
             };
             for run in pages.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)) {
                 for part in run.chunks(PAGES_PER_WRITE) {
-                    self.place(&segment, part)?;
+                    each(&segment, part)?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl PageSink for PageFiles {
+    type Error = Error;
+
+    fn pages(&self, file: &PageFile, pages: &[(u32, Bytes)]) -> Result<()> {
+        self.by_runs(file, pages, |segment, pages| self.place(segment, pages))
+    }
+
+    fn may_hold(&self) -> bool {
+        self.delta.is_some()
+    }
+
+    fn held(
+        &self,
+        file: &PageFile,
+        pages: &[(u32, PageDigest)],
+        digester: &PageDigester,
+    ) -> Result<Vec<bool>> {
+        let mut held = Vec::with_capacity(pages.len());
+        self.by_runs(file, pages, |segment, pages| {
+            let found = segment.found(self.segment_pages, pages)?;
+            let found = found.chunks_exact(file.page_size as usize);
+            let same = found
+                .zip(pages)
+                .map(|(page, (_, digest))| digester.digest(page) == *digest);
+            let before = held.len();
+            held.extend(same);
+            held.resize(before + pages.len(), false);
+            Ok(())
+        })?;
+        if let Some(tally) = &self.delta {
+            let count = held.iter().filter(|held| **held).count();
+            tally.keep(count as u64 * u64::from(file.page_size));
+        }
+        Ok(held)
+    }
+
+    fn replace(&self, file: &PageFile, pages: &[(u32, Bytes)]) -> Result<()> {
+        self.by_runs(file, pages, |segment, pages| self.write(segment, pages))
     }
 
     fn zeros(&self, file: &PageFile, first: u32, count: u32) -> Result<()> {
