@@ -207,6 +207,7 @@ pub struct Status {
 }
 
 /// `borealis restore`.
+#[allow(clippy::struct_excessive_bools)] // each is an option of its own
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     borealis restore --to '10 minutes ago' --target-dir /srv/restored --dry-run\n  \

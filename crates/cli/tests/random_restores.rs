@@ -291,7 +291,7 @@ impl Source {
         self.check_position(&to, stop, &what);
         self.check_rows(&restored.server, stop, &what).await;
         self.check_prepared(&restored, &what).await;
-        if number % DEEP_EVERY == 0 {
+        if number.is_multiple_of(DEEP_EVERY) {
             check_all(&restored.server, &what).await;
         }
     }
@@ -346,11 +346,7 @@ impl Source {
         for words in EXPECTED_IN_LOG {
             standby.allow_in_log(words);
         }
-        let last = self
-            .log
-            .iter()
-            .filter(|record| record.ended.is_some())
-            .next_back();
+        let last = self.log.iter().rfind(|record| record.ended.is_some());
         let last = last.unwrap().start;
         wait_until("the standby to come to the end", DEADLINE, async || {
             let replayed = standby.value("SELECT pg_last_wal_replay_lsn()::text").await;

@@ -219,8 +219,7 @@ async fn every_command_holds_with_tablespaces_used_empty_and_in_place() {
     let manifest = site
         .objects()
         .into_iter()
-        .filter(|name| name.contains("/manifests/"))
-        .next_back();
+        .rfind(|name| name.contains("/manifests/"));
     let shown = site.ok(&["inspect", &manifest.unwrap()]).await;
     for space in [&shop, &empty] {
         assert!(

@@ -92,7 +92,7 @@ impl<'a> Gathering<'a> {
         let job = self.job;
         job.progress
             .phase("pages", Unit::Bytes, Some(plan.page_bytes));
-        let mut frames = read_frames(place, &forks, job.target.digester());
+        let mut frames = read_frames(place, &forks);
         while let Some(done) = frames.next().await {
             if job.cancel.is_cancelled() {
                 return Err(interrupted());

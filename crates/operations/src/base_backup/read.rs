@@ -31,6 +31,8 @@ pub struct PagePlace {
     pub tablespace_directory: String,
     /// Page and segment size.
     pub sizes: Sizes,
+    /// What makes the digests of pages.
+    pub digester: PageDigester,
     /// Whether pages carry checksums.
     pub checksums: bool,
     /// Where the base backup began: invalid pages at or past it are made right by replay.
@@ -59,7 +61,6 @@ pub(super) struct FrameDone {
 pub(super) fn read_frames(
     place: &PagePlace,
     forks: &[(u32, ForkPlan)],
-    digester: PageDigester,
 ) -> impl Stream<Item = Result<FrameDone>> + Unpin + Send {
     let per_frame = frame_pages_max(place.sizes.page_bytes);
     // Its type is named, or the future that holds it could not move between threads.
@@ -78,8 +79,8 @@ pub(super) fn read_frames(
     let place = Arc::new(place.clone());
     futures::stream::iter(jobs)
         .map(move |job| {
-            let (place, digester) = (place.clone(), digester.clone());
-            tokio::task::spawn_blocking(move || read_frame(&place, &job, &digester))
+            let place = place.clone();
+            tokio::task::spawn_blocking(move || read_frame(&place, &job))
         })
         .buffered(READERS)
         .map(|done| {
@@ -100,7 +101,7 @@ pub(super) fn interrupted() -> Error {
     )
 }
 
-fn read_frame(place: &PagePlace, job: &FrameJob, digester: &PageDigester) -> Result<FrameDone> {
+fn read_frame(place: &PagePlace, job: &FrameJob) -> Result<FrameDone> {
     let page_bytes = place.sizes.page_bytes as usize;
     let mut content = Vec::with_capacity(job.blocks.len() * page_bytes);
     let mut damaged = Vec::new();
@@ -164,7 +165,7 @@ fn read_frame(place: &PagePlace, job: &FrameJob, digester: &PageDigester) -> Res
         place.sizes.page_bytes,
         &pages,
         Compression::Zstd(PAGE_LEVEL),
-        digester,
+        &place.digester,
     )?;
     Ok(FrameDone {
         pages: prepared,

@@ -57,7 +57,7 @@ fn named_by(lock: &str, memory: &str, lives: &dyn Fn(u32) -> bool) -> Option<Str
     let line = lock.lines().nth(SHARED_MEMORY_LINE - 1)?;
     let mut numbers = line.split_whitespace();
     // Written unsigned, shown signed.
-    let key = numbers.next()?.parse::<u64>().ok()? as u32;
+    let key = i64::from((numbers.next()?.parse::<u64>().ok()? as u32).cast_signed());
     let id = numbers.next()?.parse::<u64>().ok()?;
     let attached = memory.lines().skip(1).any(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
@@ -65,8 +65,9 @@ fn named_by(lock: &str, memory: &str, lives: &dyn Fn(u32) -> bool) -> Option<Str
             let text = columns.get(column);
             text.and_then(|text| text.parse::<i64>().ok())
         };
-        let same_key = number(0).is_some_and(|found| found as u32 == key);
-        same_key && number(1) == i64::try_from(id).ok() && number(6).is_some_and(|count| count > 0)
+        number(0) == Some(key)
+            && number(1) == i64::try_from(id).ok()
+            && number(6).is_some_and(|count| count > 0)
     });
     attached.then(|| format!("a process that is attached to its shared memory, {id}"))
 }

@@ -14,6 +14,7 @@
 //!   the digests, in that order, 12 bytes each
 //! ```
 
+use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -36,6 +37,12 @@ pub type PageDigest = [u8; PAGE_DIGEST_BYTES];
 /// Makes digests under one data key.
 #[derive(Clone)]
 pub struct PageDigester(Arc<LessSafeKey>);
+
+impl fmt::Debug for PageDigester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PageDigester(..)")
+    }
+}
 
 impl PageDigester {
     /// For pages of packs that are sealed under `data_key`.
@@ -91,9 +98,7 @@ impl DigestFrames {
             put_varint(out, u64::from(number - before));
             before = *number;
         }
-        digests
-            .iter()
-            .for_each(|digest| out.extend_from_slice(digest));
+        out.extend(digests.as_flattened());
     }
 
     /// The plain bytes of the frames.
