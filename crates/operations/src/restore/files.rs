@@ -15,8 +15,8 @@ use borealis_pg_server::instance::SystemUser;
 use borealis_repository::pages::manifest::{Blob, Manifest, PageFile};
 use borealis_repository::pages::read::PageReader;
 
-use super::delta::Tally;
 use super::delta::sweep::Contents;
+use super::delta::{Shown, Tally};
 use super::page_files::PageFiles;
 use crate::error::{Error, FileContext, Result};
 
@@ -86,6 +86,8 @@ impl Tree<'_> {
         }
         self.make_directories(&manifest)?;
         let tally = self.delta.map(|(_, tally)| tally.clone());
+        let shown = tally.clone().map(|tally| Shown { progress, tally });
+        let progress = shown.as_ref().map_or(progress, |shown| shown);
         let sink = Arc::new(PageFiles::new(self.target, self.segment_pages, tally));
         let (creating, files) = (sink.clone(), manifest.clone());
         blocking(move || {
@@ -96,22 +98,13 @@ impl Tree<'_> {
         reader.restore_pages(sink, FETCHES, progress).await?;
         let blobs = &manifest.files().blobs;
         progress.phase("files", Unit::Items, Some(blobs.len() as u64));
-        self.show(progress);
         for blob in blobs {
             if blob.name != CONTROL_FILE && !skip(&blob.name) {
                 self.write_blob(reader, blob, &blob.name).await?;
             }
             progress.advance(1);
-            self.show(progress);
         }
         Ok(())
-    }
-
-    /// What a delta has done so far, beside the bar.
-    fn show(&self, progress: &dyn Progress) {
-        if let Some((_, tally)) = self.delta {
-            progress.note(&tally.report().to_string());
-        }
     }
 
     /// Puts the control file in place, with everything else durable and owned before it.

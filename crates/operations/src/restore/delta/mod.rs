@@ -18,9 +18,10 @@
 pub mod existing;
 pub mod sweep;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use borealis_base::ByteLen;
+use borealis_base::{ByteLen, Progress, Unit};
 use serde::Serialize;
 
 /// Bytes that a delta has kept, written and deleted, so far. Log and configuration, which are always
@@ -55,6 +56,29 @@ impl Tally {
             written_bytes: self.written.load(Ordering::Relaxed),
             deleted_bytes: self.deleted.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// A progress that shows beside the bar what a delta has done so far.
+pub struct Shown<'a> {
+    /// Where it is shown.
+    pub progress: &'a dyn Progress,
+    /// What it is told from.
+    pub tally: Arc<Tally>,
+}
+
+impl Progress for Shown<'_> {
+    fn phase(&self, name: &str, unit: Unit, total: Option<u64>) {
+        self.progress.phase(name, unit, total);
+    }
+
+    fn advance(&self, amount: u64) {
+        self.note(&self.tally.report().to_string());
+        self.progress.advance(amount);
+    }
+
+    fn note(&self, text: &str) {
+        self.progress.note(text);
     }
 }
 
