@@ -137,7 +137,13 @@ fn is_between_marks(target: &Path, lineage: LineageId) -> bool {
 /// Refused where a server was started meanwhile; the directory is then as it was.
 pub fn take_over(target: &Path, mark: &[u8]) -> Result<()> {
     let staged = target.join(staged_mark());
-    write_file(&staged, mark, None)?;
+    // Whatever bears its name, a link perhaps, is not written through.
+    match std::fs::remove_file(&staged) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).at("remove", &staged);
+        }
+        _ => write_file(&staged, mark, None)?,
+    }
     sync(target)?;
     let (control, moved) = (target.join(CONTROL_FILE), target.join(MOVED_CONTROL_FILE));
     if control.exists() {
