@@ -207,12 +207,14 @@ pub struct Status {
 }
 
 /// `borealis restore`.
+#[allow(clippy::struct_excessive_bools)] // each is an option of its own
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     borealis restore --to '10 minutes ago' --target-dir /srv/restored --dry-run\n  \
     borealis restore --to 2026-11-21T08:15:00.123456Z --target-dir /srv/restored --start --port 5433\n  \
     borealis restore --to lsn:0/5000148 --target-dir /srv/restored\n  \
-    borealis restore --to snapshot:before-upgrade --target-dir /srv/restored")]
+    borealis restore --to snapshot:before-upgrade --target-dir /srv/restored\n  \
+    borealis restore --to latest --target-dir /srv/restored --delta")]
 pub struct Restore {
     /// The cluster.
     #[command(flatten)]
@@ -220,7 +222,8 @@ pub struct Restore {
     /// TIME (RFC 3339, a local time, or '10 minutes ago'), lsn:X/Y, snapshot:NAME or latest
     #[arg(long, value_name = "TARGET")]
     pub to: String,
-    /// Where the restored data directory goes: absent, empty, or an unfinished restore of ours
+    /// Where the restored data directory goes: absent, empty, an unfinished restore of ours, or with --delta a
+    /// data directory of the same server
     #[arg(long, value_name = "DIR")]
     pub target_dir: PathBuf,
     /// Start the restored server and wait until it answers
@@ -238,6 +241,9 @@ pub struct Restore {
     /// Prepare a standby that goes on replaying, instead of a primary that stops at the target
     #[arg(long, conflicts_with = "start")]
     pub standby: bool,
+    /// Write over a stopped data directory of the same server, only what differs
+    #[arg(long)]
+    pub delta: bool,
     /// Print the plan and do nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -94,6 +94,7 @@ fn a_restore_file_of_format_1_is_still_read() {
         log_in_place: None,
         log_end: Some(Position(0x16_B374_D848)),
         segment_size: 16 << 20,
+        directory: None,
     };
     assert_eq!(
         RecoveryFile::load(directory.path()).unwrap(),

@@ -180,7 +180,8 @@ async fn back_up(
             .map(|(at, page)| (at, page.as_slice()))
             .collect();
         for some in wanted.chunks(10) {
-            let prepared = prepare_pages(number, PAGE, some, Compression::Zstd(1))?;
+            let prepared =
+                prepare_pages(number, PAGE, some, Compression::Zstd(1), &target.digester())?;
             builder.place(packs.push_pages(prepared).await?);
         }
     }

@@ -106,6 +106,7 @@ async fn store_base_backup(lineage: &Lineage) -> Manifest {
         8192,
         &[(0, &full), (1, &zero), (2, &full)],
         Compression::Zstd(3),
+        &target.digester(),
     )
     .unwrap();
     builder.place(packs.push_pages(prepared).await.unwrap());

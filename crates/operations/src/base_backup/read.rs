@@ -10,6 +10,7 @@ use borealis_base::Position;
 use borealis_pg_format::index::ForkKey;
 use borealis_pg_server::data_dir::page_reader::{PageRead, PageReader};
 use borealis_repository::object::Compression;
+use borealis_repository::pages::digests::PageDigester;
 use borealis_repository::pages::frame::frame_pages_max;
 use borealis_repository::pages::pack::{PreparedPages, prepare_pages};
 use futures::{Stream, StreamExt};
@@ -30,6 +31,8 @@ pub struct PagePlace {
     pub tablespace_directory: String,
     /// Page and segment size.
     pub sizes: Sizes,
+    /// What makes the digests of pages.
+    pub digester: PageDigester,
     /// Whether pages carry checksums.
     pub checksums: bool,
     /// Where the base backup began: invalid pages at or past it are made right by replay.
@@ -162,6 +165,7 @@ fn read_frame(place: &PagePlace, job: &FrameJob) -> Result<FrameDone> {
         place.sizes.page_bytes,
         &pages,
         Compression::Zstd(PAGE_LEVEL),
+        &place.digester,
     )?;
     Ok(FrameDone {
         pages: prepared,

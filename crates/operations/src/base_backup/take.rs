@@ -169,6 +169,7 @@ async fn take_between(
         data_dir: job.data_dir.to_owned(),
         tablespace_directory: control.version.tablespace_directory(),
         sizes,
+        digester: job.target.digester(),
         checksums: control.data_checksum_version != 0,
         start: start.position,
     };

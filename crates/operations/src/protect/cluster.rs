@@ -115,6 +115,7 @@ mod tests {
             log_in_place: None,
             log_end: None,
             segment_size: 16 << 20,
+            directory: None,
         };
         let path = directory.path().join(RECOVERY_FILE);
         std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();

@@ -336,6 +336,7 @@ mod tests {
             log_in_place: Some(CUT),
             log_end,
             segment_size: SIZE.bytes(),
+            directory: None,
         }
     }
 
