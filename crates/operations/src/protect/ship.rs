@@ -25,6 +25,7 @@ use super::control::{Answer, Asked, Request};
 use super::cutter::{Cutter, Draft};
 use super::ledger::Ledger;
 use super::log_frame;
+use super::names::CatalogChanges;
 use super::receive::{Stretch, rewritten};
 use super::sample::covers;
 use crate::error::{Error, Result};
@@ -61,6 +62,8 @@ pub struct Destination {
     pub flush_interval: Duration,
     /// What the use of the store costs, for whoever asks.
     pub usage: Arc<Counters>,
+    /// Who keeps names is told of changed catalogs.
+    pub catalogs: Arc<CatalogChanges>,
 }
 
 /// What comes in.
@@ -204,7 +207,9 @@ impl Shipper {
             settled_after: settled,
             last_record,
             resume_at: carry.resume_at,
+            engine: Some(draft.cut.index.digest().encode().into()),
         });
+        let catalogs_changed = draft.cut.index.catalogs_changed.clone();
         let identity = PieceIdentity {
             lineage: self.to.lineage,
             branch: self.to.branch,
@@ -233,6 +238,7 @@ impl Shipper {
             position: end,
             settled,
         });
+        self.to.catalogs.add(&catalogs_changed, end);
         Ok(())
     }
 
