@@ -315,10 +315,11 @@ async fn restored_by(site: &Site, programs: &Path, major: u32, command: &str) ->
         .stdout(std::process::Stdio::null())
         .status()
         .unwrap();
-    assert!(status.success(), "{start}");
     let target = command.split_whitespace().last().unwrap();
     let target = site.path().join(target);
     let log = target.join("borealis_restore.log");
+    let shown = std::fs::read_to_string(&log).unwrap_or_default();
+    assert!(status.success(), "{start}\n{shown}");
     let mut restored = TestServer::attach(&target, major, &log);
     restored.wait_promoted().await;
     restored

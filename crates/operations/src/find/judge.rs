@@ -48,12 +48,12 @@ impl Outcome {
 }
 
 /// What the transaction created.
-struct Created<'a> {
-    files: &'a [CreatedRelation],
+struct Created {
+    files: Vec<CreatedRelation>,
     complete: bool,
 }
 
-impl Created<'_> {
+impl Created {
     fn filled(&self, file: Relation) -> Option<bool> {
         let made = self.files.iter().find(|made| made.relation == file);
         made.map(|made| made.filled)
@@ -116,11 +116,17 @@ pub fn judge(seen: Seen<'_>, naming: &mut Naming<'_>, wanted: Wanted) -> Vec<Fou
             created,
             created_complete,
         } => {
+            // What came and went within the transaction is nobody's.
+            let gone: BTreeSet<Relation> = relations.iter().copied().collect();
+            let made: BTreeSet<Relation> = created.iter().map(|made| made.relation).collect();
             let created = Created {
-                files: created,
+                files: (created.iter().copied())
+                    .filter(|made| !gone.contains(&made.relation))
+                    .collect(),
                 complete: *created_complete,
             };
-            let by_outcome = relations_gone(seen, relations, &created, naming, wanted);
+            let files: Vec<_> = gone.difference(&made).copied().collect();
+            let by_outcome = relations_gone(seen, &files, &created, naming, wanted);
             let unlisted = count.saturating_sub(relations.len() as u64);
             (by_outcome.into_iter())
                 .map(|(outcome, objects)| Found {
@@ -182,7 +188,7 @@ fn drops(
 fn relations_gone<'a>(
     seen: Seen<'_>,
     files: &[Relation],
-    created: &Created<'_>,
+    created: &Created,
     naming: &mut Naming<'a>,
     wanted: Wanted,
 ) -> BTreeMap<Outcome, Vec<FoundObject>> {
@@ -255,7 +261,7 @@ struct Gone<'a> {
 impl<'a> Gone<'a> {
     fn of(
         files: &[Relation],
-        created: &Created<'_>,
+        created: &Created,
         record: RecordSpan,
         naming: &mut Naming<'a>,
     ) -> Self {
@@ -292,7 +298,7 @@ impl<'a> Gone<'a> {
         &self,
         member: Member<'a>,
         is_heir: bool,
-        created: &Created<'_>,
+        created: &Created,
         record: RecordSpan,
         naming: &mut Naming<'a>,
     ) -> Outcome {
@@ -332,7 +338,7 @@ impl<'a> Gone<'a> {
         &self,
         member: Member<'a>,
         is_heir: bool,
-        created: &Created<'_>,
+        created: &Created,
         naming: &Naming<'a>,
     ) -> Outcome {
         if !created.replaces(self.count) || !self.nameless.is_empty() {
@@ -352,7 +358,7 @@ impl<'a> Gone<'a> {
 
     /// Where all that went away belongs to one relation, which is there afterwards, and each file has a
     /// successor, those are of that relation, too.
-    fn adopt(&self, created: &Created<'_>, record: RecordSpan, naming: &mut Naming<'a>) {
+    fn adopt(&self, created: &Created, record: RecordSpan, naming: &mut Naming<'a>) {
         if !created.replaces(self.count) || !self.nameless.is_empty() {
             return;
         }

@@ -279,6 +279,18 @@ fn where_what_was_created_is_not_known_no_drop_is_claimed() {
 }
 
 #[test]
+fn files_that_came_and_went_within_the_transaction_count_for_nothing() {
+    let extracts = [extract(100, 100, Some(orders(30_000)))];
+    let brief = [(40_000, true), (40_001, false)];
+    let report = found(
+        vec![gone(200, &[30_000, 40_000, 40_001], &brief, true)],
+        &extracts,
+        &request(false),
+    );
+    assert_eq!(shown(&report), [(Kind::Dropped, vec![ORDERS.to_owned()])]);
+}
+
+#[test]
 fn a_truncation_stays_in_its_tablespace_and_is_of_tables_only() {
     let moved = RelationName {
         tablespace: 16_500,
