@@ -276,10 +276,13 @@ async fn restores_as_printed(site: &Site, mut server: TestServer, shown: &str) {
             "0",
         ),
     ] {
-        let restored = restored_by(site, &dir, major, command).await;
+        let mut restored = restored_by(site, &dir, major, command).await;
         let session = restored.session(database).await;
         let found: String = session.value(sql).await.unwrap();
         assert_eq!(found, rows, "{command}");
+        drop(session);
+        // Both listen where the source did.
+        restored.stop().await;
     }
 }
 

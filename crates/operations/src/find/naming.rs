@@ -225,7 +225,10 @@ impl<'a> Naming<'a> {
             return true;
         };
         let between = |at: &Position| position < *at && *at <= extract.to;
-        let mut all = files.iter().flat_map(|file| self.gone.get(file)).flatten();
+        let mut all = files
+            .iter()
+            .filter_map(|file| self.gone.get(file))
+            .flatten();
         all.any(between) || self.unlisted.iter().any(between)
     }
 
