@@ -31,7 +31,7 @@ pub async fn run(context: &Context, args: &Find) -> Result<ExitCode, Failure> {
         until: moment("--until", &args.until)?,
         min_rows: args.min_rows,
         all: args.all,
-        restore_command: restore_command(&context.global, |name| std::env::var_os(name)),
+        restore_command: restore_command(&context.global, std::env::var_os),
     };
     let report = find(&context.site().await?, &request).await?;
     output::answer(context.global.json, &report, text)?;
@@ -167,21 +167,21 @@ fn names(found: &Found) -> String {
 }
 
 fn name(object: &FoundObject) -> String {
-    let mut text = match (&object.name, &object.database) {
+    let mut parts = vec![match (&object.name, &object.database) {
         (Some(name), Some(database)) => format!("{database}: {name}"),
         (Some(name), None) => name.clone(),
         (None, Some(database)) => format!("{database}: file {}", object.number),
         (None, None) => object.number.clone(),
-    };
+    }];
     if object.partitions > 0 {
-        text += &format!(" ({} partitions)", object.partitions);
+        parts.push(format!("({} partitions)", object.partitions));
     }
     match (&object.later_name, object.name_as_of) {
-        (Some(later), _) => text += &format!(" (or already {later})"),
-        (None, Some(time)) => text += &format!(" (as it was called at {time})"),
+        (Some(later), _) => parts.push(format!("(or already {later})")),
+        (None, Some(time)) => parts.push(format!("(as it was called at {time})")),
         (None, None) => {}
     }
-    text
+    parts.join(" ")
 }
 
 #[cfg(test)]

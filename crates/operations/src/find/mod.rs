@@ -112,7 +112,9 @@ pub async fn find(site: &Site, request: &Request) -> Result<FindReport> {
         .filter(|(_, piece)| piece.settled_before.is_none_or(|before| before <= until))
         .copied()
         .collect();
-    let first = pieces.partition_point(|(_, piece)| ended_before(piece, since));
+    // Not every piece settles a moment.
+    let ended = (pieces.iter()).rposition(|(_, piece)| ended_before(piece, since));
+    let first = ended.map_or(0, |index| index + 1);
     let Some((_, first_piece)) = pieces.get(first) else {
         return Ok(report);
     };
@@ -126,7 +128,7 @@ pub async fn find(site: &Site, request: &Request) -> Result<FindReport> {
     let pieces = pieces.get(earlier.min(first)..).unwrap_or_default();
     let pieces = load_pieces(&lineage, pieces, request.min_rows).await?;
     evaluate(&pieces, &extracts, request, &mut report);
-    tell_restores(&state, request, &mut report);
+    tell_restores(&state, &coverage.legs, request, &mut report);
     Ok(report)
 }
 
@@ -345,20 +347,36 @@ fn note_what_is_gone(event: &Event, naming: &mut Naming<'_>) {
     }
 }
 
-/// Databases without names, told once each; templates that nobody can enter hold nothing to look for.
+/// Databases without names, as of the last reading; templates that nobody can enter hold nothing to
+/// look for.
 fn unread_databases(extracts: &[Extract]) -> Vec<String> {
-    let databases = extracts.iter().flat_map(|extract| &extract.names.databases);
-    let reasons: BTreeMap<&str, &str> = databases
+    let mut reasons: BTreeMap<u32, &str> = BTreeMap::new();
+    for database in extracts.iter().flat_map(|extract| &extract.names.databases) {
+        match (&database.relations, &database.unread) {
+            (Some(_), _) => {
+                reasons.remove(&database.oid);
+            }
+            (None, Some(reason)) => {
+                reasons.insert(database.oid, reason);
+            }
+            (None, None) => {}
+        }
+    }
+    let last = extracts.last().into_iter();
+    last.flat_map(|extract| &extract.names.databases)
         .filter(|database| database.name != "template0")
-        .filter_map(|database| Some((database.name.as_str(), database.unread.as_deref()?)))
-        .collect();
-    (reasons.into_iter())
-        .map(|(name, reason)| format!("relations of database {name} have no names here: {reason}"))
+        .filter_map(|database| {
+            let reason = reasons.get(&database.oid)?;
+            let name = &database.name;
+            Some(format!(
+                "relations of database {name} have no names here: {reason}"
+            ))
+        })
         .collect()
 }
 
 /// Adds the commands that restore, where that is possible.
-fn tell_restores(state: &LineageState, request: &Request, report: &mut FindReport) {
+fn tell_restores(state: &LineageState, legs: &[Leg], request: &Request, report: &mut FindReport) {
     let windows = windows(state);
     // What came before the first base backup is no reason to restore.
     let earliest = windows.iter().map(|window| window.earliest.position).min();
@@ -374,8 +392,12 @@ fn tell_restores(state: &LineageState, request: &Request, report: &mut FindRepor
     }
     for found in &mut report.events {
         let position = found.position;
+        // A position is one of the newest branch's path, as the command takes it.
         let reached = windows.iter().any(|window| {
-            window.earliest.position <= position && position <= window.latest.position
+            let leg = legs.iter().find(|leg| leg.branch == window.branch);
+            window.earliest.position <= position
+                && position <= window.latest.position
+                && leg.is_some_and(|leg| leg.from <= position && position <= leg.to)
         });
         found.restore = reached.then(|| {
             let target = format!(
