@@ -93,6 +93,8 @@ pub enum Command {
     Unprotect(Unprotect),
     /// Show what is protected and to which moments it can be restored
     Status(Status),
+    /// Find what was dropped, truncated or deleted, with the command that restores to just before
+    Find(Find),
     /// Restore a cluster to a moment, a position or a snapshot, into a new directory
     Restore(Restore),
     /// Name a moment to keep
@@ -204,6 +206,29 @@ pub struct Status {
     /// Exit with 9 if the latest restorable time is further behind than this
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub fail_if_lag: Option<Duration>,
+}
+
+/// `borealis find`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    borealis find --cluster sales --since '2 hours ago'\n  \
+    borealis find --cluster sales --since 2026-11-21T08:00:00Z --until 2026-11-21T09:00:00Z --min-rows 100000")]
+pub struct Find {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// Look at commits from this time on (RFC 3339, a local time, or '2 hours ago') [default: 24 hours before --until]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Look at commits up to this time [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Show transactions that deleted and updated at least this many rows; from 100 on they are recorded
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub min_rows: u64,
+    /// Show rewrites (VACUUM FULL, ALTER TABLE and so on), lone indexes and unlogged relations, too
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// `borealis restore`.

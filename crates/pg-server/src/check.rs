@@ -77,6 +77,8 @@ pub struct CheckFacts {
     pub protected: bool,
     /// The client's address as the server sees it.
     pub client_address: Option<String>,
+    /// Databases that allow connections, but none by this role.
+    pub not_entered: Vec<String>,
     /// With a data directory given: `None` where it can be read and is this server's, else why not.
     pub data_dir: Option<Option<String>>,
 }
@@ -130,6 +132,7 @@ impl CheckFacts {
             Some(dir) => Some(inspect_data_dir(dir, server.system_id)),
         };
         Ok(Self {
+            not_entered: not_entered(&link).await?,
             senders_free: used.get("senders")?,
             slots_free: used.get("slots")?,
             client_address: used.optional("client")?,
@@ -141,6 +144,16 @@ impl CheckFacts {
             server,
         })
     }
+}
+
+async fn not_entered(link: &SqlLink) -> Result<Vec<String>> {
+    let rows = link
+        .rows(
+            "SELECT datname FROM pg_database WHERE datallowconn \
+             AND NOT has_database_privilege(oid, 'CONNECT') ORDER BY oid",
+        )
+        .await?;
+    rows.iter().map(|row| row.get("datname")).collect()
 }
 
 fn is_on_this_machine(host: &Host) -> bool {
@@ -261,6 +274,7 @@ pub fn findings(facts: &CheckFacts) -> Vec<Finding> {
     let mut table = Table(Vec::new());
     server_findings(facts, &mut table);
     role_findings(facts, &mut table);
+    name_findings(facts, &mut table);
     connection_findings(facts, &mut table);
     advice(facts, &mut table);
     table.0
@@ -387,6 +401,27 @@ fn role_findings(facts: &CheckFacts, table: &mut Table) {
         role.superuser || role.reads_settings,
         Problem,
         Some(format!("GRANT pg_read_all_settings TO {name};")),
+    );
+}
+
+fn name_findings(facts: &CheckFacts, table: &mut Table) {
+    let role = quote_identifier(&facts.role.name);
+    let grant = |database: &String| {
+        let database = quote_identifier(database);
+        format!("GRANT CONNECT ON DATABASE {database} TO {role};")
+    };
+    let missing = &facts.not_entered;
+    table.rate(
+        "CONNECT",
+        if missing.is_empty() {
+            "on each database".to_owned()
+        } else {
+            format!("not on {}", missing.join(", "))
+        },
+        "on each database: `find` calls relations by the names that are read there",
+        missing.is_empty(),
+        Severity::Advice,
+        Some(missing.iter().map(grant).collect::<Vec<_>>().join(" ")),
     );
 }
 

@@ -160,6 +160,11 @@ async fn facts_decide_what_is_said() {
     }
     let found = with(&|f| set(&mut f.server, "wal_block_size", "16384"));
     assert_eq!(severity(found, "wal_block_size"), Severity::Problem);
+    let found = with(&|f| f.not_entered = vec!["shop".to_owned()]);
+    let connect = (found.iter()).find(|finding| finding.subject == "CONNECT");
+    let grant = connect.and_then(|finding| finding.sql.as_deref());
+    assert!(grant.is_some_and(|sql| sql.starts_with("GRANT CONNECT ON DATABASE \"shop\" TO ")));
+    assert_eq!(severity(found, "CONNECT"), Severity::Advice);
     let found = with(&|f| f.pooled = true);
     assert_eq!(severity(found, "pooler"), Severity::Problem);
     let found = with(&|f| {

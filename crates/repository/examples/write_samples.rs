@@ -59,6 +59,7 @@ fn bodies() -> Vec<EntryBody> {
             settled_after: Some(Timestamp(1_699_999_999_000_000)),
             last_record: Some(RECORD),
             resume_at: Position(0xA0),
+            engine: None,
         }),
         EntryBody::BaseBackup(BaseBackup {
             manifest: ObjectRef {

@@ -76,6 +76,7 @@ fn piece(
         settled_after: Some(Timestamp(settled.1)),
         last_record: Some(last_record),
         resume_at: Position(end),
+        engine: None,
     });
     (
         body,

@@ -199,6 +199,7 @@ impl BaseBackups<'_> {
             engine: bytes::Bytes::new(),
         });
         self.captured.ledger.append(&body, Vec::new()).await?;
+        self.captured.catalogs.want_all();
         Ok(())
     }
 }

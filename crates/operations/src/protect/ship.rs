@@ -25,6 +25,7 @@ use super::control::{Answer, Asked, Request};
 use super::cutter::{Cutter, Draft};
 use super::ledger::Ledger;
 use super::log_frame;
+use super::names::CatalogChanges;
 use super::pulse::Pulse;
 use super::receive::{Stretch, rewritten};
 use super::sample::covers;
@@ -62,6 +63,8 @@ pub struct Destination {
     pub flush_interval: Duration,
     /// What the use of the store costs, for whoever asks.
     pub usage: Arc<Counters>,
+    /// Who keeps names is told of changed catalogs.
+    pub catalogs: Arc<CatalogChanges>,
 }
 
 /// What comes in.
@@ -218,7 +221,9 @@ impl Shipper {
             settled_after: settled,
             last_record,
             resume_at: carry.resume_at,
+            engine: Some(draft.cut.index.digest().encode().into()),
         });
+        let catalogs_changed = draft.cut.index.catalogs_changed.clone();
         let identity = PieceIdentity {
             lineage: self.to.lineage,
             branch: self.to.branch,
@@ -248,6 +253,7 @@ impl Shipper {
             settled,
         });
         self.pulse.say(format!("log stored up to {end}"));
+        self.to.catalogs.add(&catalogs_changed, end);
         Ok(())
     }
 

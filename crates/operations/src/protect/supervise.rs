@@ -24,6 +24,7 @@ use super::captured::Captured as CapturedLog;
 use super::cluster::find_cluster;
 use super::epoch::open_writer;
 use super::ledger::{Ledger, Patience};
+use super::names::{CatalogChanges, NamesKeeper};
 use super::preflight::{look_at_server, pause};
 use super::pulse::{Pulse, Watcher};
 use super::read_back::ReadBack;
@@ -326,6 +327,7 @@ impl Protection<'_> {
             segment_size: self.control.wal_segment_size,
             tail: beginning.tail.clone(),
         };
+        let catalogs = Arc::new(CatalogChanges::default());
         let links = Links {
             destination: Destination {
                 lineage: self.lineage.id(),
@@ -333,6 +335,7 @@ impl Protection<'_> {
                 ledger: self.ledger.clone(),
                 flush_interval: self.options.flush_interval,
                 usage: self.usage.clone(),
+                catalogs: catalogs.clone(),
             },
             read_back: ReadBack {
                 store: self.lineage.store().clone(),
@@ -351,6 +354,8 @@ impl Protection<'_> {
             lineage: self.lineage.id(),
             durable: capture.durable().clone(),
             shipper: capture.requests().clone(),
+            branch: system.branch,
+            catalogs,
         };
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
@@ -365,9 +370,31 @@ impl Protection<'_> {
                 taken => taken.map(|()| Ended::Stopped),
             },
             reason = self.watch_slot() => Ok(Ended::Gap(reason)),
+            error = self.keep_names(&log) => Err(error),
         };
         drop(log);
         capture.end(outcome).await
+    }
+
+    /// Keeps names; returns the error that ends it, if that is not what ends all else, too.
+    async fn keep_names(&self, captured: &CapturedLog) -> Error {
+        if self.options.once {
+            return std::future::pending().await;
+        }
+        match self.names(captured).run().await {
+            Err(error) if !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Fenced) => {
+                error
+            }
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn names<'a>(&'a self, captured: &'a CapturedLog) -> NamesKeeper<'a> {
+        NamesKeeper {
+            info: &self.options.info,
+            lineage: &self.lineage,
+            captured,
+        }
     }
 
     /// Takes base backups as they become due; returns when the only one that was asked for is taken.
@@ -388,7 +415,9 @@ impl Protection<'_> {
             cancel: &self.stop,
         }
         .run(trigger)
-        .await
+        .await?;
+        // Only one that was asked for alone comes to an end.
+        self.names(captured).once().await
     }
 
     /// Returns the reason when the slot has to be let go.

@@ -476,6 +476,7 @@ mod tests {
             resume_at: SIZE.start_of(to),
             stored_bytes: 1,
             head_digest: [0; 32],
+            engine: None,
         }
     }
 

@@ -96,6 +96,7 @@ impl Lineage {
             resume_at: Position(end),
             stored_bytes: bytes.len() as u64,
             head_digest: sealed.head_digest,
+            engine: None,
         });
         self.world
             .store
