@@ -91,6 +91,10 @@ async fn an_agentless_base_backup_whose_connections_are_cut_is_resumed() {
             "CREATE TABLE t AS SELECT i AS id, md5(i::text) AS payload FROM generate_series(1, 50000) i",
         )
         .await;
+    // Through SQL a pipe looks like an empty file, and a server that opens it waits for ever.
+    let pipe = server.data_dir().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
     let site = Site::init(PROGRAM, &server).await;
     let session = server.session("postgres").await;
     session

@@ -453,6 +453,34 @@ async fn pages_of_another_run_of_the_server_are_refused() {
     assert!(error.to_string().contains("was begun on"), "{error}");
 }
 
+/// A server that does not answer holds up nobody who has stopped waiting.
+#[tokio::test]
+async fn reading_that_nobody_waits_for_ends_at_once() {
+    let mut world = World::new(ServerOptions::default()).await;
+    world.server.allow_in_log("could not seek in file \"pipe\"");
+    // The server opens it for reading, and waits for somebody who writes.
+    let pipe = world.server.data_dir().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("coreutils").success());
+    std::fs::set_permissions(&pipe, std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .expect("ours");
+    let dir = world.agentless.clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        dir.read_parts(&[part("pipe", 0, 1)], &mut |_, _| Ok(()))
+    });
+    let waits =
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = 'backup' AND state = 'active'";
+    borealis_testkit::wait_until("the server to wait", Duration::from_secs(30), async || {
+        (world.server.value(waits).await == "1").then_some(())
+    })
+    .await;
+    world.agentless.close();
+    let error = reading.await.expect("no panic").expect_err("it was closed");
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
+    // Let the server's process go.
+    std::fs::write(&pipe, "x").expect("it is open at the other end");
+}
+
 #[tokio::test]
 async fn what_the_sink_refuses_is_not_asked_again() {
     let world = World::new(ServerOptions::default()).await;

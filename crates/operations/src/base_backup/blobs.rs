@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use borealis_base::{Progress, Timestamp};
+use borealis_pg_format::files::FileKind;
 use borealis_pg_server::data_dir::{DataDir, FileDigest, FilePart, PART_BYTES_MAX};
 use borealis_repository::object::Compression;
 use borealis_repository::pages::manifest::Blob;
@@ -55,7 +56,12 @@ impl BlobStorer {
         progress: &dyn Progress,
         cancel: &CancellationToken,
     ) -> Result<()> {
-        let changed = self.keep_unchanged(dir, blobs, progress).await?;
+        let (unread, blobs): (Vec<_>, Vec<_>) = blobs.iter().cloned().partition(is_taken_as_listed);
+        for listed in unread {
+            self.add(&listed.path, listed.mode, Bytes::new(), packs)
+                .await?;
+        }
+        let changed = self.keep_unchanged(dir, &blobs, progress).await?;
         for batch in batches(&changed) {
             if cancel.is_cancelled() {
                 return Err(interrupted());
@@ -191,6 +197,12 @@ impl BlobStorer {
     }
 }
 
+/// Whether a file is not opened but taken to be what the listing says: a file of nobody knows whom that was
+/// empty then. Through SQL a pipe looks like one, and a server that opens it waits for ever.
+fn is_taken_as_listed(listed: &Listed) -> bool {
+    listed.kind == FileKind::Blob && listed.bytes == 0
+}
+
 /// Groups of files that are read at once, in order; one that is longer than a batch is alone.
 fn batches(files: &[Listed]) -> impl Iterator<Item = &[Listed]> {
     let mut rest = files;
@@ -274,7 +286,6 @@ async fn read_files(dir: &Arc<dyn DataDir>, files: &[Listed]) -> Result<Vec<Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use borealis_pg_format::files::FileKind;
     use borealis_pg_server::data_dir::LocalDataDir;
 
     fn listed(path: &str, bytes: u64) -> Listed {

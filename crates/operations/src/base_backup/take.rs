@@ -156,6 +156,7 @@ async fn take_between(
     let facts = ServerFacts::read(session.link()).await?;
     // The host that answered, where the source names several.
     let dir = job.access.open(session.link()).await?;
+    let _closing = Closing(dir.clone());
     let control = read_control_file(&dir).await?.1;
     check_identity(job, &facts, &control)?;
     let (listing, mut listed) = list(&dir, control.version).await?;
@@ -267,6 +268,15 @@ async fn take_between(
         damaged,
         suspect,
     })))
+}
+
+/// Ends what threads are still reading when the base backup is given up.
+struct Closing(Arc<dyn DataDir>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Where the server's data directory is, on its machine.

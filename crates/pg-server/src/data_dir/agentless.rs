@@ -19,7 +19,7 @@ use borealis_base::ErrorKind;
 use borealis_pg_format::files::{FileKind, classify};
 use futures::StreamExt;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_postgres::binary_copy::{BinaryCopyOutRow, BinaryCopyOutStream};
 use tokio_postgres::types::Type;
 
@@ -83,6 +83,7 @@ pub struct AgentlessDataDir {
     runtime: Handle,
     places: Semaphore,
     idle: Mutex<Vec<SqlLink>>,
+    closed: watch::Sender<bool>,
 }
 
 impl AgentlessDataDir {
@@ -101,6 +102,7 @@ impl AgentlessDataDir {
             runtime: Handle::current(),
             places: Semaphore::new(CONNECTIONS_MAX),
             idle: Mutex::default(),
+            closed: watch::Sender::new(false),
         })
     }
 
@@ -121,30 +123,45 @@ impl AgentlessDataDir {
 
     /// Asks on a session that is free, again on a new one where it is lost. `question` goes on from where
     /// it was.
-    fn ask<T>(&self, mut question: impl AsyncFnMut(&SqlLink) -> Result<T>) -> Result<T> {
+    fn ask<T>(&self, question: impl AsyncFnMut(&SqlLink) -> Result<T>) -> Result<T> {
+        let mut closed = self.closed.subscribe();
         self.runtime.block_on(async {
-            let _place = (self.places.acquire().await).expect("the semaphore is never closed");
-            let mut failures = 0;
-            loop {
-                let answer: Result<T> = async {
-                    let link = self.session().await?;
-                    let answer = question(&link).await.map_err(explain)?;
-                    self.idle_sessions().push(link);
-                    Ok(answer)
+            tokio::select! {
+                // First: once it is closed, the runtime may be shutting down, timers and sockets with it.
+                biased;
+                _ = closed.wait_for(|closed| *closed) => {
+                    Err(Error::Cancelled("reading files through SQL"))
                 }
-                .await;
-                match answer {
-                    Err(error)
-                        if error.kind() == ErrorKind::Unreachable && failures < RECONNECTS_MAX =>
-                    {
-                        failures += 1;
-                        tracing::warn!(%error, "a session that reads files was lost; it is opened again");
-                        tokio::time::sleep(RECONNECT_PAUSE).await;
-                    }
-                    answer => return answer,
-                }
+                answer = self.ask_until_closed(question) => answer,
             }
         })
+    }
+
+    async fn ask_until_closed<T>(
+        &self,
+        mut question: impl AsyncFnMut(&SqlLink) -> Result<T>,
+    ) -> Result<T> {
+        let _place = (self.places.acquire().await).expect("the semaphore is never closed");
+        let mut failures = 0;
+        loop {
+            let answer: Result<T> = async {
+                let link = self.session().await?;
+                let answer = question(&link).await.map_err(explain)?;
+                self.idle_sessions().push(link);
+                Ok(answer)
+            }
+            .await;
+            match answer {
+                Err(error)
+                    if error.kind() == ErrorKind::Unreachable && failures < RECONNECTS_MAX =>
+                {
+                    failures += 1;
+                    tracing::warn!(%error, "a session that reads files was lost; it is opened again");
+                    tokio::time::sleep(RECONNECT_PAUSE).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     fn idle_sessions(&self) -> std::sync::MutexGuard<'_, Vec<SqlLink>> {
@@ -421,6 +438,10 @@ impl DataDir for AgentlessDataDir {
             })?;
         }
         Ok(Some(found))
+    }
+
+    fn close(&self) {
+        self.closed.send_replace(true);
     }
 
     fn batch_bytes(&self) -> usize {

@@ -53,6 +53,9 @@ pub trait DataDir: config_files::Files + Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Ends what is being read, on whatever thread, with `Interrupted`: nobody waits for it any longer.
+    fn close(&self) {}
+
     /// How many bytes of pages are best asked for at a time. Each reader holds so many.
     fn batch_bytes(&self) -> usize;
 }
