@@ -43,6 +43,7 @@ pub struct Finding {
 }
 
 /// What the role may do.
+#[allow(clippy::struct_excessive_bools)] // rights that are independent of each other
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleFacts {
     /// Its name.

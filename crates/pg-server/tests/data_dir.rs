@@ -24,10 +24,11 @@ fn read_everything(listing: &Listing, reader: &PageReader<'_>) -> BTreeMap<&'sta
         };
         let first = of.segment * SEGMENT_PAGES;
         let count = u32::try_from(file.bytes / reader.page_bytes as u64).expect("a segment");
+        let blocks = first..first + count;
         let wanted = Wanted {
             relation: of.relation,
             fork: of.fork,
-            ranges: &[first..first + count],
+            ranges: std::slice::from_ref(&blocks),
         };
         reader
             .read(&[wanted], &mut |at, state, _| {

@@ -344,16 +344,13 @@ impl DataDir for AgentlessDataDir {
                 let Some(directory) = level.get(entry.directory) else {
                     return Err(unexpected(&self.info, "a directory that was not asked for"));
                 };
-                match std::str::from_utf8(&entry.name) {
-                    Ok(name) => {
-                        let path = below(&directory.path, name);
-                        let rule = (tablespace_directory, depth);
-                        self.entry(path, &entry, rule, &mut listing, &mut next)?;
-                    }
-                    Err(_) => {
-                        let shown = String::from_utf8_lossy(&entry.name);
-                        listing.skip(below(&directory.path, &shown), NAME_NOT_UTF8);
-                    }
+                if let Ok(name) = std::str::from_utf8(&entry.name) {
+                    let path = below(&directory.path, name);
+                    let rule = (tablespace_directory, depth);
+                    self.entry(path, &entry, rule, &mut listing, &mut next)?;
+                } else {
+                    let shown = String::from_utf8_lossy(&entry.name);
+                    listing.skip(below(&directory.path, &shown), NAME_NOT_UTF8);
                 }
             }
             level = next;

@@ -261,7 +261,7 @@ mod tests {
         let wanted = Wanted {
             relation: RELATION,
             fork: Fork::Main,
-            ranges: &[range.clone()],
+            ranges: std::slice::from_ref(&range),
         };
         let mut found = vec![None; range.len()];
         reader
