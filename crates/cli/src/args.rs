@@ -65,8 +65,32 @@ pub struct SourceArgs {
 #[derive(Debug, Clone, Args)]
 pub struct DataDirArg {
     /// The server's data directory on this machine [default: what the server says]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "agentless")]
     pub data_dir: Option<PathBuf>,
+    /// Read the server's files through SQL; by default where its data directory can't be read here
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_value = "auto", default_missing_value = "always")]
+    pub agentless: Agentless,
+}
+
+/// When the server's files are read through SQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Agentless {
+    /// Where its data directory can't be read here
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl From<Agentless> for borealis_pg_server::data_dir::Agentless {
+    fn from(agentless: Agentless) -> Self {
+        match agentless {
+            Agentless::Auto => Self::Auto,
+            Agentless::Always => Self::Always,
+            Agentless::Never => Self::Never,
+        }
+    }
 }
 
 /// Which cluster of the repository.

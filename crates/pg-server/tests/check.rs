@@ -3,6 +3,7 @@
 use borealis_pg_server::catalog;
 use borealis_pg_server::check::{CheckFacts, Finding, Severity, findings};
 use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::data_dir::Access;
 use borealis_pg_server::source::{ServerFacts, Setting};
 use borealis_testkit::TestServer;
 use borealis_testkit::server::ServerOptions;
@@ -16,9 +17,13 @@ fn problems(found: &[Finding]) -> Vec<&str> {
 }
 
 async fn look(info: &ConnInfo, server: Option<&TestServer>) -> (CheckFacts, Vec<Finding>) {
-    let facts = CheckFacts::read(info, server.map(TestServer::data_dir))
-        .await
-        .expect("readable");
+    let access = match server {
+        Some(server) => Access::Local(server.data_dir().to_owned()),
+        None => Access::Agentless {
+            because: "asked for".to_owned(),
+        },
+    };
+    let facts = CheckFacts::read(info, &access).await.expect("readable");
     let found = findings(&facts);
     (facts, found)
 }

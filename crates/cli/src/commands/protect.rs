@@ -21,6 +21,7 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
     let options = Options {
         info: context.source(&args.source)?,
         cluster,
+        agentless: args.data_dir.agentless.into(),
         data_dir: args.data_dir.data_dir,
         once: args.once,
         no_slot: args.no_slot,

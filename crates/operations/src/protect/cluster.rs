@@ -1,13 +1,11 @@
 //! Which cluster of the repository the server is.
 
-use std::path::Path;
-
 use borealis_base::ErrorKind;
 use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
 
 use super::supervise::Options;
-use crate::error::{Error, FileContext, Result};
+use crate::error::{Error, Result};
 use crate::restore::recovery_file::RecoveryFile;
 use crate::site::{ClusterIdentity, Site};
 
@@ -19,7 +17,7 @@ pub(super) async fn find_cluster(
     site: &Site,
     options: &Options,
     facts: &ServerFacts,
-    data_dir: &Path,
+    restored: Option<&RecoveryFile>,
 ) -> Result<(String, Lineage)> {
     let clusters = site.live_clusters().await?;
     let same_server = clusters.iter().find(|cluster| {
@@ -51,15 +49,16 @@ pub(super) async fn find_cluster(
             "Choose another name with --cluster.",
         ));
     }
-    refuse_restored(data_dir, cluster)?;
+    refuse_restored(restored, cluster)?;
     Ok((name, site.lineage(cluster).await?))
 }
 
 /// A restored server shares its parent's system identifier, and perhaps its timeline number; what it
 /// writes belongs into a history of its own.
-fn refuse_restored(data_dir: &Path, cluster: &borealis_repository::catalog::Cluster) -> Result<()> {
-    // One that can't be read is not one that is not there.
-    let found = RecoveryFile::load(data_dir).at("read the mark of a restore in", data_dir)?;
+fn refuse_restored(
+    found: Option<&RecoveryFile>,
+    cluster: &borealis_repository::catalog::Cluster,
+) -> Result<()> {
     let born_here = |lineage| {
         cluster
             .lineages
@@ -81,7 +80,7 @@ fn refuse_restored(data_dir: &Path, cluster: &borealis_repository::catalog::Clus
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::restore::recovery_file::{RECOVERY_FILE, State};
+    use crate::restore::recovery_file::State;
     use borealis_base::{Branch, LineageId, Position, Timestamp};
     use borealis_repository::catalog::{Cluster, LineageRecord};
 
@@ -101,9 +100,8 @@ mod tests {
     /// It has its parent's system identifier and, until it is promoted again, its timelines.
     #[test]
     fn a_restored_directory_is_refused_under_its_parents_name_only() {
-        let directory = tempfile::tempdir().unwrap();
         let (parent, other) = (LineageId([1; 16]), LineageId([2; 16]));
-        refuse_restored(directory.path(), &cluster(parent)).unwrap();
+        refuse_restored(None, &cluster(parent)).unwrap();
         let file = RecoveryFile {
             state: State::Complete,
             cluster: "sales".to_owned(),
@@ -117,15 +115,10 @@ mod tests {
             segment_size: 16 << 20,
             directory: None,
         };
-        let path = directory.path().join(RECOVERY_FILE);
-        std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
-        let error = refuse_restored(directory.path(), &cluster(parent)).unwrap_err();
+        let error = refuse_restored(Some(&file), &cluster(parent)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.to_string().contains("restored from cluster sales"));
         assert!(error.hint().is_some_and(|hint| hint.contains("--cluster")));
-        refuse_restored(directory.path(), &cluster(other)).unwrap();
-        // A mark that can't be read is no permission.
-        std::fs::write(&path, "{").unwrap();
-        refuse_restored(directory.path(), &cluster(other)).unwrap_err();
+        refuse_restored(Some(&file), &cluster(other)).unwrap();
     }
 }

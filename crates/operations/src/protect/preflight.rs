@@ -1,20 +1,23 @@
 //! Looks at the server before anything is written: whether it is there, is what its data directory says,
 //! and can be protected.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_base::ErrorKind;
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_server::Error as ServerError;
 use borealis_pg_server::check::{CheckFacts, Finding, Severity, findings};
+use borealis_pg_server::data_dir::{Access, DataDir, PART_BYTES_MAX, choose, read_file};
 use borealis_pg_server::link::{SqlLink, quote_identifier};
 use borealis_pg_server::source::ServerFacts;
 use tokio_util::sync::CancellationToken;
 
 use super::supervise::Options;
+use crate::base_backup::read::blocking;
 use crate::base_backup::take::read_control_file;
 use crate::error::{Error, Result};
+use crate::restore::recovery_file::{RECOVERY_FILE, RecoveryFile};
 
 /// The pause between attempts to ask a server that does not answer.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -26,20 +29,33 @@ const START_ATTEMPTS_MAX: u32 = 60;
 /// `cannot_connect_now`.
 const RESTARTING: [&str; 3] = ["57P01", "57P02", "57P03"];
 
+/// A server that can be protected.
+pub(super) struct Looked {
+    pub(super) facts: ServerFacts,
+    /// How its files are read.
+    pub(super) access: Access,
+    pub(super) control: ControlFile,
+    /// What a restore by Borealis left in its data directory.
+    pub(super) restored: Option<RecoveryFile>,
+}
+
 /// Looks whether the server can be protected. One that restarts at this moment is waited for; one that
 /// can't be reached at all is an error at once, since its name may be wrong.
-pub(super) async fn look_at_server(
-    options: &Options,
-    stop: &CancellationToken,
-) -> Result<(ServerFacts, PathBuf, ControlFile)> {
+pub(super) async fn look_at_server(options: &Options, stop: &CancellationToken) -> Result<Looked> {
     let look = async || {
         let sql = SqlLink::connect(&options.info).await?;
         let facts = ServerFacts::read(&sql).await?;
-        let data_dir = local_data_dir(options, &facts)?;
-        refuse_problems(options, &data_dir).await?;
-        let control = read_control_file(&data_dir).await?.1;
-        check_same_cluster(&data_dir, &control, &facts)?;
-        Ok((facts, data_dir, control))
+        let access = access(options, &sql, &facts).await?;
+        refuse_problems(options, &access).await?;
+        let dir = access.open(&sql).await?;
+        let control = read_control_file(&dir).await?.1;
+        check_same_cluster(&control, &facts)?;
+        Ok(Looked {
+            restored: read_mark(dir).await?,
+            facts,
+            access,
+            control,
+        })
     };
     let mut attempt = 1;
     loop {
@@ -64,12 +80,11 @@ fn restarts(error: &Error) -> bool {
     }
 }
 
-fn local_data_dir(options: &Options, facts: &ServerFacts) -> Result<PathBuf> {
-    let named = options
-        .data_dir
-        .clone()
-        .or_else(|| facts.data_directory.clone());
-    let Some(data_dir) = named else {
+/// How the server's files are to be read.
+async fn access(options: &Options, sql: &SqlLink, facts: &ServerFacts) -> Result<Access> {
+    let said = facts.data_directory.as_deref();
+    let access = choose(sql, options.data_dir.as_deref(), said, options.agentless).await?;
+    let Some(access) = access else {
         return Err(Error::refused(
             "the server does not say where its data directory is",
             format!(
@@ -78,35 +93,49 @@ fn local_data_dir(options: &Options, facts: &ServerFacts) -> Result<PathBuf> {
             ),
         ));
     };
-    if data_dir.join("global/pg_control").is_file() {
-        return Ok(data_dir);
+    match access.local() {
+        Some(dir) if !dir.join("global/pg_control").is_file() => Err(Error::refused(
+            format!(
+                "{} is not a data directory that can be read here",
+                dir.display()
+            ),
+            "Run borealis on the database's machine, as a user who can read the data directory, and name it with --data-dir; or read the files through SQL, with --agentless.",
+        )),
+        _ => Ok(access),
     }
-    Err(Error::refused(
-        format!(
-            "{} is not a data directory that can be read here",
-            data_dir.display()
-        ),
-        "Run borealis on the database's machine, as a user who can read the data directory, and name it with --data-dir.",
-    ))
 }
 
-fn check_same_cluster(data_dir: &Path, control: &ControlFile, facts: &ServerFacts) -> Result<()> {
+/// What a restore by Borealis left in the data directory. One that can't be read is not one that is not
+/// there.
+async fn read_mark(dir: Arc<dyn DataDir>) -> Result<Option<RecoveryFile>> {
+    blocking(move || {
+        let bytes = read_file(&*dir, RECOVERY_FILE, PART_BYTES_MAX)?;
+        let parse = |bytes: Vec<u8>| serde_json::from_slice(&bytes);
+        bytes.map(parse).transpose().map_err(|error| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!("{RECOVERY_FILE} in the data directory, the mark of a restore: {error}"),
+            )
+        })
+    })
+    .await
+}
+
+fn check_same_cluster(control: &ControlFile, facts: &ServerFacts) -> Result<()> {
     if control.system_identifier == facts.system_id {
         return Ok(());
     }
     Err(Error::refused(
         format!(
-            "{} belongs to cluster {}, and the server at the source is {}",
-            data_dir.display(),
-            control.system_identifier,
-            facts.system_id
+            "the data directory belongs to cluster {}, and the server at the source is {}",
+            control.system_identifier, facts.system_id
         ),
         "Name the data directory of this server with --data-dir.",
     ))
 }
 
-async fn refuse_problems(options: &Options, data_dir: &Path) -> Result<()> {
-    let facts = CheckFacts::read(&options.info, Some(data_dir)).await?;
+async fn refuse_problems(options: &Options, access: &Access) -> Result<()> {
+    let facts = CheckFacts::read(&options.info, access).await?;
     let problems: Vec<Finding> = findings(&facts)
         .into_iter()
         .filter(|finding| finding.severity == Severity::Problem)

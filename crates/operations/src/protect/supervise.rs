@@ -8,6 +8,7 @@ use borealis_base::{ByteLen, ErrorKind, LineageId, Position, Progress};
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::history::History;
 use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::data_dir::{Access, Agentless};
 use borealis_pg_server::link::SqlLink;
 use borealis_pg_server::link::replication::{ReplicationLink, SystemIdentity};
 use borealis_pg_server::source::ServerFacts;
@@ -25,7 +26,7 @@ use super::cluster::find_cluster;
 use super::epoch::open_writer;
 use super::ledger::{Ledger, Patience};
 use super::names::{CatalogChanges, NamesKeeper};
-use super::preflight::{look_at_server, pause};
+use super::preflight::{Looked, look_at_server, pause};
 use super::pulse::{Pulse, Watcher};
 use super::read_back::ReadBack;
 use super::receive;
@@ -45,6 +46,8 @@ pub struct Options {
     pub cluster: Option<String>,
     /// The data directory, where it is not what the server says.
     pub data_dir: Option<PathBuf>,
+    /// When files are read through SQL.
+    pub agentless: Agentless,
     /// Take one base backup with the log it needs, then stop.
     pub once: bool,
     /// Use no slot.
@@ -78,7 +81,7 @@ struct Protection<'a> {
     lineage: Lineage,
     facts: ServerFacts,
     control: ControlFile,
-    data_dir: PathBuf,
+    access: Access,
     ledger: Ledger,
     slot: Option<String>,
     usage: Arc<Counters>,
@@ -96,8 +99,15 @@ pub async fn protect(
     stop: CancellationToken,
 ) -> Result<Stopped> {
     let pulse = Pulse::new(site.clock().clone(), watcher);
-    let (facts, data_dir, control) = look_at_server(options, &stop).await?;
-    let (cluster, lineage) = find_cluster(site, options, &facts, &data_dir).await?;
+    let Looked {
+        facts,
+        access,
+        control,
+        restored,
+    } = look_at_server(options, &stop).await?;
+    tracing::info!("{access}");
+    progress.note(&access.to_string());
+    let (cluster, lineage) = find_cluster(site, options, &facts, restored.as_ref()).await?;
     let writer = open_writer(site, &lineage, options, &control).await?;
     let slot = (!options.no_slot).then(|| slot_name(&lineage));
     let protection = Protection {
@@ -106,7 +116,7 @@ pub async fn protect(
         lineage,
         facts,
         control,
-        data_dir,
+        access,
         slot,
         usage: site.usage.clone(),
         progress,
@@ -406,7 +416,7 @@ impl Protection<'_> {
         };
         BaseBackups {
             info: &self.options.info,
-            data_dir: &self.data_dir,
+            access: &self.access,
             lineage: &self.lineage,
             facts: &self.facts,
             captured,
@@ -429,7 +439,7 @@ impl Protection<'_> {
             slot,
             info: &self.options.info,
             facts: &self.facts,
-            data_dir: &self.data_dir,
+            data_dir: self.access.local(),
             policy: self.options.policy,
         }
         .let_go()

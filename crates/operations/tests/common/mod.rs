@@ -17,6 +17,7 @@ use borealis_operations::protect::slot_policy::Policy;
 use borealis_operations::protect::{self, Stopped};
 use borealis_operations::restore::{self, Answering, Options, prepare};
 use borealis_operations::{Result, Site};
+use borealis_pg_server::data_dir::Agentless;
 use borealis_repository::plan::{LineageState, Target};
 use borealis_repository::store::{Absent, FolderStore, Store};
 use borealis_repository::{Environment, Repository};
@@ -66,6 +67,7 @@ pub fn options(server: &TestServer) -> protect::Options {
         info: server.info(),
         cluster: Some("main".to_owned()),
         data_dir: Some(server.data_dir().to_owned()),
+        agentless: Agentless::Auto,
         once: false,
         no_slot: false,
         flush_interval: Duration::from_millis(200),
