@@ -22,7 +22,9 @@ use borealis_repository::catalog::Cluster;
 use borealis_repository::ledger::{LedgerReader, Presence};
 use borealis_repository::log::LogReader;
 use borealis_repository::pins::{NewPin, PIN_NAME_BYTES_MAX, Pins};
-use borealis_repository::plan::{Coverage, LineageState, PieceSummary, plan_to, what_a_pin_needs};
+use borealis_repository::plan::{
+    Coverage, LineageState, PieceSummary, newest_branch, plan_to, what_a_pin_needs,
+};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -337,7 +339,7 @@ impl<'a> Waiting<'a> {
         loop {
             self.reader.refresh().await?;
             let state = self.reader.state();
-            begin::check_branch(branch, state)?;
+            refuse_left_behind(branch, state)?;
             if has_base_backup(state, branch) {
                 return Ok(());
             }
@@ -379,10 +381,24 @@ impl<'a> Waiting<'a> {
     }
 }
 
+/// Refuses a server that the protected one has left behind. One that is ahead will be followed.
+fn refuse_left_behind(branch: Branch, state: &LineageState) -> Result<()> {
+    match newest_branch(state) {
+        Some(newest) if branch < newest => Err(Error::refused(
+            format!(
+                "the server at the source is on timeline {branch}, and the stored log follows timeline {newest}"
+            ),
+            "Name the primary that protect follows with --source.",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether some base backup reaches the end of the stored log of `branch`.
 fn has_base_backup(state: &LineageState, branch: Branch) -> bool {
     let coverage = Coverage::of(state, branch);
-    begin::last_piece(state).is_some_and(|last| {
+    let last = (state.pieces.iter().rev()).find(|piece| piece.branch == branch);
+    last.is_some_and(|last| {
         (state.base_backups.iter()).any(|base| coverage.serves(base, state.log_unit, last.end))
     })
 }

@@ -29,6 +29,8 @@ pub(super) enum Ended {
     Stopped,
     /// Log is missing, or the slot was let go: there is a gap.
     Gap(String),
+    /// The source is to be looked for again, and the log goes on from where it is.
+    LookAgain(String),
 }
 
 /// What a stretch of capturing came to.
@@ -91,6 +93,7 @@ impl Capture {
         let (receiving, sampling) = (CancellationToken::new(), CancellationToken::new());
         let sampler = tokio::spawn(sample(
             from.info.clone(),
+            from.branch,
             samples_in,
             watched.clone(),
             sampling.clone(),
@@ -209,11 +212,9 @@ fn as_ended(end: Option<End>) -> Result<Ended> {
         Some(End::Missing { at, reason }) => Ok(Ended::Gap(format!(
             "the server no longer has the log from {at} on: {reason}"
         ))),
-        Some(End::BranchEnded { at, next }) => Err(Error::refused(
-            format!(
-                "the server's timeline ended at {at} and timeline {next} follows: it was promoted"
-            ),
-            "Protect it under another name with --cluster; the old window stays restorable. Following a promotion is not supported yet.",
-        )),
+        Some(End::BranchEnded { at, next }) => Ok(Ended::LookAgain(format!(
+            "its timeline ended at {at}, and timeline {next} follows"
+        ))),
+        Some(End::LookAgain(reason)) => Ok(Ended::LookAgain(reason)),
     }
 }

@@ -42,6 +42,8 @@ pub struct Captured {
     pub keys: Arc<DataKeys>,
     /// The lineage.
     pub lineage: borealis_base::LineageId,
+    /// The branch that is captured.
+    pub branch: borealis_base::Branch,
     /// How far it is durable.
     pub durable: watch::Receiver<Durable>,
     /// Takes requests to the shipper.

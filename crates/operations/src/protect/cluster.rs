@@ -5,6 +5,7 @@ use std::path::Path;
 use borealis_base::ErrorKind;
 use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
+use borealis_repository::catalog::Cluster;
 
 use super::supervise::Options;
 use crate::error::{Error, FileContext, Result};
@@ -20,7 +21,7 @@ pub(super) async fn find_cluster(
     options: &Options,
     facts: &ServerFacts,
     data_dir: &Path,
-) -> Result<(String, Lineage)> {
+) -> Result<(Cluster, Lineage)> {
     let clusters = site.live_clusters().await?;
     let same_server = clusters.iter().find(|cluster| {
         ClusterIdentity::of(cluster).is_ok_and(|identity| identity.system_id == facts.system_id)
@@ -36,10 +37,8 @@ pub(super) async fn find_cluster(
         };
         let engine = serde_json::to_vec(&identity)
             .map_err(|error| Error::new(ErrorKind::Bug, error.to_string()))?;
-        return Ok((
-            name.clone(),
-            site.repository.create_cluster(&name, engine.into()).await?,
-        ));
+        let lineage = site.repository.create_cluster(&name, engine.into()).await?;
+        return Ok((site.repository.cluster(&name).await?, lineage));
     };
     let identity = ClusterIdentity::of(cluster)?;
     if identity.system_id != facts.system_id {
@@ -52,12 +51,12 @@ pub(super) async fn find_cluster(
         ));
     }
     refuse_restored(data_dir, cluster)?;
-    Ok((name, site.lineage(cluster).await?))
+    Ok((cluster.clone(), site.lineage(cluster).await?))
 }
 
 /// A restored server shares its parent's system identifier, and perhaps its timeline number; what it
 /// writes belongs into a history of its own.
-fn refuse_restored(data_dir: &Path, cluster: &borealis_repository::catalog::Cluster) -> Result<()> {
+pub(super) fn refuse_restored(data_dir: &Path, cluster: &Cluster) -> Result<()> {
     // One that can't be read is not one that is not there.
     let found = RecoveryFile::load(data_dir).at("read the mark of a restore in", data_dir)?;
     let born_here = |lineage| {
@@ -83,7 +82,7 @@ mod tests {
     use super::*;
     use crate::restore::recovery_file::{RECOVERY_FILE, State};
     use borealis_base::{Branch, LineageId, Position, Timestamp};
-    use borealis_repository::catalog::{Cluster, LineageRecord};
+    use borealis_repository::catalog::LineageRecord;
 
     fn cluster(lineage: LineageId) -> Cluster {
         Cluster {

@@ -8,11 +8,11 @@ use borealis_base::ErrorKind;
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_server::Error as ServerError;
 use borealis_pg_server::check::{CheckFacts, Finding, Severity, findings};
+use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::{SqlLink, quote_identifier};
 use borealis_pg_server::source::ServerFacts;
 use tokio_util::sync::CancellationToken;
 
-use super::supervise::Options;
 use crate::base_backup::take::read_control_file;
 use crate::error::{Error, Result};
 
@@ -22,35 +22,74 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Attempts at the start to ask a server that restarts.
 const START_ATTEMPTS_MAX: u32 = 60;
 
+/// Seconds between the start that a server writes into its data directory and the one that it tells.
+const START_SECONDS_APART_MAX: u64 = 60;
+
 /// SQLSTATEs of a server that stops, has crashed or starts: `admin_shutdown`, `crash_shutdown`,
 /// `cannot_connect_now`.
 const RESTARTING: [&str; 3] = ["57P01", "57P02", "57P03"];
 
-/// Looks whether the server can be protected. One that restarts at this moment is waited for; one that
-/// can't be reached at all is an error at once, since its name may be wrong.
-pub(super) async fn look_at_server(
-    options: &Options,
+/// A server as it was seen.
+pub(super) struct Looked {
+    /// How to reach it, and no other.
+    pub(super) info: ConnInfo,
+    /// What it says about itself.
+    pub(super) facts: ServerFacts,
+    /// Its data directory.
+    pub(super) data_dir: PathBuf,
+    /// The control file in there.
+    pub(super) control: ControlFile,
+}
+
+/// Looks whether one of the source's hosts can be protected: the first that can. One that restarts at this
+/// moment is waited for; where none can be reached at all it is an error at once, since a name may be wrong.
+pub(super) async fn look_at_source(
+    source: &ConnInfo,
+    data_dir: Option<&Path>,
     stop: &CancellationToken,
-) -> Result<(ServerFacts, PathBuf, ControlFile)> {
-    let look = async || {
-        let sql = SqlLink::connect(&options.info).await?;
-        let facts = ServerFacts::read(&sql).await?;
-        let data_dir = local_data_dir(options, &facts)?;
-        refuse_problems(options, &data_dir).await?;
-        let control = read_control_file(&data_dir).await?.1;
-        check_same_cluster(&data_dir, &control, &facts)?;
-        Ok((facts, data_dir, control))
-    };
+) -> Result<Looked> {
     let mut attempt = 1;
     loop {
-        match look().await {
-            Err(error) if restarts(&error) && attempt < START_ATTEMPTS_MAX => {
+        let (mut waits, mut last) = (None, None);
+        for target in source.passes() {
+            for host in target.each_host() {
+                let looked = async {
+                    let looked = look_at_server(host, data_dir).await?;
+                    refuse_problems(&looked).await?;
+                    Ok(looked)
+                };
+                match looked.await {
+                    Ok(looked) => return Ok(looked),
+                    Err(error) if restarts(&error) => waits = Some(error),
+                    Err(error) => last = Some(error),
+                }
+            }
+        }
+        match (waits, last) {
+            (Some(error), _) if attempt < START_ATTEMPTS_MAX => {
                 attempt += 1;
                 pause(stop, &error).await?;
             }
-            looked => return looked,
+            (Some(error), _) | (None, Some(error)) => return Err(error),
+            (None, None) => return Err(Error::new(ErrorKind::Usage, "the source names no host")),
         }
     }
+}
+
+/// Looks at a server and at its data directory.
+pub(super) async fn look_at_server(info: ConnInfo, data_dir: Option<&Path>) -> Result<Looked> {
+    let sql = SqlLink::connect(&info).await?;
+    let facts = ServerFacts::read(&sql).await?;
+    let data_dir = local_data_dir(&info, data_dir, &facts)?;
+    let control = read_control_file(&data_dir).await?.1;
+    check_same_cluster(&data_dir, &control, &facts)?;
+    check_same_server(&data_dir, &sql).await?;
+    Ok(Looked {
+        info,
+        facts,
+        data_dir,
+        control,
+    })
 }
 
 /// Whether an error says that the server is there and stops, starts or has just gone.
@@ -64,17 +103,14 @@ fn restarts(error: &Error) -> bool {
     }
 }
 
-fn local_data_dir(options: &Options, facts: &ServerFacts) -> Result<PathBuf> {
-    let named = options
-        .data_dir
-        .clone()
-        .or_else(|| facts.data_directory.clone());
-    let Some(data_dir) = named else {
+fn local_data_dir(info: &ConnInfo, named: Option<&Path>, facts: &ServerFacts) -> Result<PathBuf> {
+    let named = named.map(Path::to_owned);
+    let Some(data_dir) = named.or_else(|| facts.data_directory.clone()) else {
         return Err(Error::refused(
             "the server does not say where its data directory is",
             format!(
                 "Name it with --data-dir, or, as a superuser: GRANT pg_read_all_settings TO {};",
-                quote_identifier(&options.info.user)
+                quote_identifier(&info.user)
             ),
         ));
     };
@@ -105,8 +141,37 @@ fn check_same_cluster(data_dir: &Path, control: &ControlFile, facts: &ServerFact
     ))
 }
 
-async fn refuse_problems(options: &Options, data_dir: &Path) -> Result<()> {
-    let facts = CheckFacts::read(&options.info, Some(data_dir)).await?;
+/// The servers of a cluster share its system identifier: a data directory that is another one's would give
+/// pages that no log of this server makes right.
+async fn check_same_server(data_dir: &Path, sql: &SqlLink) -> Result<()> {
+    let path = data_dir.join("postmaster.pid");
+    let lines = std::fs::read_to_string(&path).unwrap_or_default();
+    // Third and fourth line: the start in seconds, and the port (`miscadmin.h`).
+    let number = |line: usize| -> Option<i64> { lines.lines().nth(line)?.trim().parse().ok() };
+    let row = sql
+        .row(
+            "SELECT extract(epoch FROM pg_postmaster_start_time())::bigint AS started, \
+             current_setting('port')::bigint AS port",
+        )
+        .await?;
+    let (started, port): (i64, i64) = (row.get("started")?, row.get("port")?);
+    let same_start = number(2).is_some_and(|at| at.abs_diff(started) <= START_SECONDS_APART_MAX);
+    if same_start && number(3) == Some(port) {
+        return Ok(());
+    }
+    Err(Error::refused(
+        format!(
+            "{} is not the data directory of the server at {}: that listens on port {port} and is not the one that {} names",
+            data_dir.display(),
+            sql.host(),
+            path.display()
+        ),
+        "Name the data directory of this server with --data-dir, or leave that out.",
+    ))
+}
+
+async fn refuse_problems(looked: &Looked) -> Result<()> {
+    let facts = CheckFacts::read(&looked.info, Some(&looked.data_dir)).await?;
     let problems: Vec<Finding> = findings(&facts)
         .into_iter()
         .filter(|finding| finding.severity == Severity::Problem)

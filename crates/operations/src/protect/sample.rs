@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use borealis_base::Position;
+use borealis_base::{Branch, Position};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::SqlLink;
 use borealis_pg_server::source::{ClockSample, clock_sample};
@@ -21,9 +21,11 @@ pub const SAMPLES_MAX: usize = 64;
 /// else commits; until then nothing newer could be settled.
 const UNFLUSHED_SAMPLES_MAX: u32 = 3;
 
-/// Samples until stopped; a broken connection only leaves moments unsampled.
+/// Samples until stopped; a broken connection only leaves moments unsampled. What a server on another
+/// branch says is dropped: its positions are not those of the log that is captured.
 pub async fn sample(
     info: ConnInfo,
+    branch: Branch,
     out: mpsc::Sender<ClockSample>,
     durable: watch::Receiver<Durable>,
     stop: CancellationToken,
@@ -48,6 +50,9 @@ pub async fn sample(
             },
         };
         match clock_sample(&open).await {
+            Ok(sample) if sample.branch != branch => {
+                tracing::debug!(branch = %sample.branch, "a clock sample of another timeline is dropped");
+            }
             Ok(sample) => {
                 if unflushed.see(sample.position, durable.borrow().position) {
                     // A transaction number that is committed flushes all log before it.

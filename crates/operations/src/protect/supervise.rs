@@ -4,33 +4,31 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ByteLen, ErrorKind, LineageId, Position, Progress};
-use borealis_pg_format::control_file::ControlFile;
-use borealis_pg_format::history::History;
+use borealis_base::{ByteLen, ErrorKind, Position, Progress};
 use borealis_pg_server::conninfo::ConnInfo;
-use borealis_pg_server::link::SqlLink;
-use borealis_pg_server::link::replication::{ReplicationLink, SystemIdentity};
-use borealis_pg_server::source::ServerFacts;
+use borealis_pg_server::link::replication::ReplicationLink;
 use borealis_repository::Lineage;
-use borealis_repository::ledger::{BranchStarted, EntryBody, Gap};
-use borealis_repository::plan::{LineageState, PieceSummary};
+use borealis_repository::catalog::Cluster;
+use borealis_repository::plan::LineageState;
 use borealis_repository::store::Counters;
 use tokio_util::sync::CancellationToken;
 
 use super::base_backups::{BaseBackups, Trigger};
-use super::begin::{self, Beginning, Held};
+use super::begin;
 use super::capture::{Capture, Captured, Ended, Links};
 use super::captured::Captured as CapturedLog;
-use super::cluster::find_cluster;
+use super::cluster::{find_cluster, refuse_restored};
 use super::epoch::open_writer;
+use super::follow::Begun;
 use super::ledger::{Ledger, Patience};
-use super::preflight::{look_at_server, pause};
+use super::preflight::{Looked, look_at_source, pause};
 use super::read_back::ReadBack;
 use super::receive;
 use super::schedule::Schedule;
 use super::ship::Destination;
 use super::slot_policy::Policy;
 use super::slot_watch::{SlotWatch, slot_name};
+use super::source::{Source, Wanted};
 use crate::error::{Error, Result};
 use crate::site::Site;
 
@@ -71,17 +69,16 @@ pub struct Stopped {
 }
 
 /// Everything that stays the same while the protection runs.
-struct Protection<'a> {
-    options: &'a Options,
-    lineage: Lineage,
-    facts: ServerFacts,
-    control: ControlFile,
-    data_dir: PathBuf,
-    ledger: Ledger,
-    slot: Option<String>,
+pub(super) struct Protection<'a> {
+    pub(super) options: &'a Options,
+    pub(super) cluster: Cluster,
+    pub(super) lineage: Lineage,
+    pub(super) system_id: u64,
+    pub(super) ledger: Ledger,
+    pub(super) slot: Option<String>,
     usage: Arc<Counters>,
     progress: Arc<dyn Progress>,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
 }
 
 /// Protects until `stop`, or until one base backup is taken if that was asked for.
@@ -91,23 +88,22 @@ pub async fn protect(
     progress: Arc<dyn Progress>,
     stop: CancellationToken,
 ) -> Result<Stopped> {
-    let (facts, data_dir, control) = look_at_server(options, &stop).await?;
-    let (cluster, lineage) = find_cluster(site, options, &facts, &data_dir).await?;
-    let writer = open_writer(site, &lineage, options, &control).await?;
+    let looked = look_at_source(&options.info, options.data_dir.as_deref(), &stop).await?;
+    let (cluster, lineage) = find_cluster(site, options, &looked.facts, &looked.data_dir).await?;
+    let writer = open_writer(site, &lineage, options, &looked.control).await?;
     let slot = (!options.no_slot).then(|| slot_name(&lineage));
     let protection = Protection {
         options,
         ledger: Ledger::new(writer, stop.clone(), patience(options)),
         lineage,
-        facts,
-        control,
-        data_dir,
+        system_id: looked.facts.system_id,
         slot,
         usage: site.usage.clone(),
         progress,
         stop,
+        cluster,
     };
-    let durable = protection.run().await?;
+    let durable = protection.run(looked).await?;
     let mut notes = Vec::new();
     if let (true, Some(slot)) = (options.once, &protection.slot) {
         notes.push(format!(
@@ -116,7 +112,7 @@ pub async fn protect(
     }
     protection.ledger.close().await?;
     Ok(Stopped {
-        cluster,
+        cluster: protection.cluster.name,
         durable,
         notes,
     })
@@ -132,13 +128,20 @@ const fn patience(options: &Options) -> Patience {
 }
 
 impl Protection<'_> {
-    async fn run(&self) -> Result<Position> {
+    /// Captures from one server after the other, each where the one before it has ended.
+    async fn run(&self, looked: Looked) -> Result<Position> {
+        let mut looked = Some(looked);
         let mut gap = None;
         loop {
-            let (system, beginning) = match self.begin(gap.clone()).await {
+            let begun = async {
+                let source = self.find_source(looked.take()).await?;
+                let begun = self.begin(&source, gap.clone()).await?;
+                Ok((source, begun))
+            };
+            let (source, begun) = match begun.await {
                 Ok(begun) => begun,
                 // It was reached before, and will be again; nothing was written by this attempt.
-                Err(error) if error.kind() == ErrorKind::Unreachable => {
+                Err(error) if Error::kind(&error) == ErrorKind::Unreachable => {
                     if pause(&self.stop, &error).await.is_ok() {
                         continue;
                     }
@@ -148,7 +151,8 @@ impl Protection<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let (ended, captured) = self.capture(system, beginning).await?;
+            gap = None;
+            let (ended, captured) = self.capture(&source, begun).await?;
             let durable = captured.position;
             match ended {
                 Ended::Stopped if self.options.once && captured.withdrawn > 0 => {
@@ -162,10 +166,13 @@ impl Protection<'_> {
                     ));
                 }
                 Ended::Stopped => return Ok(durable),
+                Ended::LookAgain(reason) => {
+                    tracing::warn!(%durable, reason, "the source is looked for again");
+                }
                 Ended::Gap(reason) => {
                     tracing::error!(%durable, reason, "the log has a gap; a new base backup follows");
                     // One that is lost or gone already needs no dropping.
-                    if let Err(error) = self.drop_slot().await {
+                    if let Err(error) = self.drop_slot(&source).await {
                         tracing::debug!(%error, "slot not dropped");
                     }
                     gap = Some(reason);
@@ -174,156 +181,53 @@ impl Protection<'_> {
         }
     }
 
-    async fn drop_slot(&self) -> Result<()> {
+    /// The server to go on with: the one that was looked at already, if there are no others.
+    async fn find_source(&self, looked: Option<Looked>) -> Result<Source> {
+        let state = self.ledger.read(Clone::clone).await;
+        let wanted = Wanted {
+            hosts: &self.options.info,
+            data_dir: self.options.data_dir.as_deref(),
+            system_id: self.system_id,
+            state: &state,
+            refuse: &|data_dir| refuse_restored(data_dir, &self.cluster),
+        };
+        match looked.filter(|_| !self.has_others()) {
+            Some(looked) => wanted.judge_looked(looked).await,
+            None => wanted.find().await,
+        }
+    }
+
+    fn has_others(&self) -> bool {
+        self.options.info.hosts.len() > 1
+    }
+
+    async fn drop_slot(&self, source: &Source) -> Result<()> {
         if let Some(slot) = &self.slot {
-            let mut link = ReplicationLink::connect(&self.options.info).await?;
+            let mut link = ReplicationLink::connect(source.info()).await?;
             link.drop_slot(slot).await?;
         }
         Ok(())
     }
 
-    /// Finds where to go on. With a gap, or for the first time, that is where the server can give log from.
-    async fn begin(&self, gap: Option<String>) -> Result<(SystemIdentity, Beginning)> {
-        let system = self.identify().await?;
-        let state = self.ledger.read(Clone::clone).await;
-        begin::check_branch(system.branch, &state)?;
-        let format = begin::log_format(&self.control);
-        let (hold, reserved) = self.reserve().await?;
-        let last = begin::last_piece(&state).cloned();
-        // A slot that was let go while the log is all there leaves no gap: the new one holds it.
-        let gap = gap.filter(|_| last.as_ref().is_none_or(|piece| reserved > piece.end));
-        let beginning = match (last, gap) {
-            (Some(piece), None) => {
-                let held = Held {
-                    store: self.lineage.store().clone(),
-                    keys: self.lineage.keys().clone(),
-                    state,
-                };
-                match begin::resume(&held, format, &piece).await {
-                    // The log that it is in was lost by the store: go on behind it.
-                    Err(error) if error.kind() == ErrorKind::Damaged => {
-                        self.withdraw_end(&piece, reserved, &error).await?;
-                        begin::anew(format, reserved, Some(&held.state))
-                    }
-                    resumed => resumed?,
-                }
-            }
-            (Some(piece), Some(reason)) => {
-                let body = Gap {
-                    branch: system.branch,
-                    from: piece.end,
-                    to: reserved,
-                    reason,
-                };
-                self.ledger
-                    .append(&EntryBody::Gap(body), Vec::new())
-                    .await?;
-                begin::anew(format, reserved, Some(&state))
-            }
-            (None, _) => {
-                self.record_branch(&system).await?;
-                begin::anew(format, reserved, None)
-            }
-        };
-        Ok((system, Beginning { hold, ..beginning }))
-    }
-
-    /// Takes the last piece of the log out of what is promised, since its end can't be read any more.
-    async fn withdraw_end(
-        &self,
-        piece: &PieceSummary,
-        reserved: Position,
-        damage: &Error,
-    ) -> Result<()> {
-        tracing::error!(
-            start = %piece.start, end = %piece.end, error = %damage,
-            "the end of the log is not stored as it was written; it is withdrawn, and a base backup follows"
-        );
-        let known = |state: &LineageState| state.is_withdrawn(piece);
-        if self.ledger.read(known).await {
-            return Ok(());
-        }
-        let body = Gap {
-            branch: piece.branch,
-            from: piece.start,
-            to: piece.end.max(reserved),
-            reason: format!("read when protect started: {damage}"),
-        };
-        self.ledger
-            .append(&EntryBody::Gap(body), Vec::new())
-            .await?;
-        Ok(())
-    }
-
-    /// Has the server keep its log from here on, by our slot or as long as the connection is kept.
-    async fn reserve(&self) -> Result<(Option<ReplicationLink>, Position)> {
-        let (info, segment) = (&self.options.info, self.facts.segment_bytes);
-        let sql = SqlLink::connect(info).await?;
-        if let Some(slot) = &self.slot {
-            return Ok((None, begin::reserve(info, &sql, slot, segment).await?));
-        }
-        // Each has a name of its own: the server may not have noticed yet that the last one is gone.
-        let token = LineageId::random(&**self.lineage.entropy()).to_string();
-        let token = token.get(..8).unwrap_or_default();
-        let slot = format!("{}_{token}", slot_name(&self.lineage));
-        let (hold, reserved) = begin::hold(info, &sql, &slot, segment).await?;
-        Ok((Some(hold), reserved))
-    }
-
-    /// A server that was promoted before it was first protected: its recovery asks for the history of
-    /// its timeline, which is stored before the first byte of that timeline.
-    async fn record_branch(&self, system: &SystemIdentity) -> Result<()> {
-        let known = self
-            .ledger
-            .read(|state| state.branches.contains_key(&system.branch))
-            .await;
-        if known || system.branch.0 <= 1 {
-            return Ok(());
-        }
-        let mut link = ReplicationLink::connect(&self.options.info).await?;
-        let (_, history) = link.timeline_history(system.branch).await?;
-        let parsed = History::parse(system.branch, &history)?;
-        let Some(last) = parsed.ancestors.last() else {
-            return Ok(());
-        };
-        let body = BranchStarted {
-            branch: system.branch,
-            parent: last.timeline,
-            at: last.end,
-            history,
-        };
-        self.ledger
-            .append(&EntryBody::BranchStarted(body), Vec::new())
-            .await?;
-        Ok(())
-    }
-
-    async fn identify(&self) -> Result<SystemIdentity> {
-        Ok(ReplicationLink::connect(&self.options.info)
-            .await?
-            .identify_system()
-            .await?)
-    }
-
     /// Captures log and takes base backups until something ends it; ships what was received first.
-    async fn capture(
-        &self,
-        system: SystemIdentity,
-        beginning: Beginning,
-    ) -> Result<(Ended, Captured)> {
+    async fn capture(&self, source: &Source, begun: Begun) -> Result<(Ended, Captured)> {
+        let Begun { branch, beginning } = begun;
+        let server_branch = source.standing.branch();
         let from = receive::From {
-            info: self.options.info.clone(),
+            info: source.info().clone(),
             slot: self.slot.clone(),
-            system_id: self.facts.system_id,
-            branch: system.branch,
+            system_id: self.system_id,
+            branch,
+            server_branch,
+            has_others: self.has_others(),
             position: beginning.durable.position,
-            segment_size: self.control.wal_segment_size,
+            segment_size: source.server.control.wal_segment_size,
             tail: beginning.tail.clone(),
         };
         let links = Links {
             destination: Destination {
                 lineage: self.lineage.id(),
-                branch: system.branch,
+                branch,
                 ledger: self.ledger.clone(),
                 flush_interval: self.options.flush_interval,
                 usage: self.usage.clone(),
@@ -342,13 +246,15 @@ impl Protection<'_> {
             store: self.lineage.store().clone(),
             keys: self.lineage.keys().clone(),
             lineage: self.lineage.id(),
+            branch,
             durable: capture.durable().clone(),
             shipper: capture.requests().clone(),
         };
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
             ended = capture.ended() => ended,
-            taken = self.base_backups(&log) => match taken {
+            // A base backup begins on the server's own branch, and its log is captured once that is reached.
+            taken = self.base_backups(source, &log), if branch == server_branch => match taken {
                 // Whoever asked to stop did not ask for the base backup that this gives up.
                 Err(error) if error.kind() == ErrorKind::Interrupted && self.stop.is_cancelled() => {
                     Ok(Ended::Stopped)
@@ -357,24 +263,24 @@ impl Protection<'_> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => capture.drained().await,
                 taken => taken.map(|()| Ended::Stopped),
             },
-            reason = self.watch_slot() => Ok(Ended::Gap(reason)),
+            reason = self.watch_slot(source) => Ok(Ended::Gap(reason)),
         };
         drop(log);
         capture.end(outcome).await
     }
 
     /// Takes base backups as they become due; returns when the only one that was asked for is taken.
-    async fn base_backups(&self, captured: &CapturedLog) -> Result<()> {
+    async fn base_backups(&self, source: &Source, captured: &CapturedLog) -> Result<()> {
         let trigger = if self.options.once {
             Trigger::Once
         } else {
             Trigger::Due(self.options.schedule)
         };
         BaseBackups {
-            info: &self.options.info,
-            data_dir: &self.data_dir,
+            info: source.info(),
+            data_dir: &source.server.data_dir,
             lineage: &self.lineage,
-            facts: &self.facts,
+            facts: &source.server.facts,
             captured,
             resumable_every: self.options.resumable_every,
             progress: &*self.progress,
@@ -385,15 +291,15 @@ impl Protection<'_> {
     }
 
     /// Returns the reason when the slot has to be let go.
-    async fn watch_slot(&self) -> String {
+    async fn watch_slot(&self, source: &Source) -> String {
         let Some(slot) = &self.slot else {
             return std::future::pending().await;
         };
         SlotWatch {
             slot,
-            info: &self.options.info,
-            facts: &self.facts,
-            data_dir: &self.data_dir,
+            info: source.info(),
+            facts: &source.server.facts,
+            data_dir: &source.server.data_dir,
             policy: self.options.policy,
         }
         .let_go()

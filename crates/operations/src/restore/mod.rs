@@ -219,7 +219,7 @@ async fn write_everything(
     let wal = target.join("pg_wal");
     log::lay_out(
         &prepared.lineage,
-        prepared.plan.pieces.clone(),
+        &prepared.plan,
         checked.segment_size,
         &wal,
         progress,
