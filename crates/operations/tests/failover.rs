@@ -6,37 +6,15 @@ mod common;
 
 use std::sync::Arc;
 
-use borealis_base::{Branch, ErrorKind, Position, Timestamp};
+use borealis_base::{Branch, ErrorKind, Position};
 use borealis_operations::{Site, protect};
-use borealis_pg_server::conninfo::ConnInfo;
-use borealis_repository::plan::{LineageState, Target, windows};
+use borealis_repository::plan::{Target, windows};
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer};
 use borealis_testkit::{installed, wait_until};
 use common::{
-    Protecting, Restored, base_backups, flushed, options, restore_to, site, state, wait_shipped,
+    Protecting, hosts, ids, options, pair, restore_to, restored_ids, site, state,
+    wait_base_backups, wait_branch, wait_settled, wait_shipped,
 };
-
-/// A primary with a table and the row 1, and its standby.
-async fn pair(major: u32) -> (TestServer, TestServer) {
-    let mut primary = TestServer::start(ServerOptions {
-        major,
-        ..ServerOptions::default().with("wal_keep_size", "512MB")
-    })
-    .await;
-    primary.allow_in_log("aborting backup due to backend exiting");
-    primary.sql("CREATE TABLE t AS SELECT 1 AS id").await;
-    let standby = primary.make_standby().await;
-    (primary, standby)
-}
-
-/// Both as hosts of one source.
-fn hosts(servers: &[&TestServer]) -> ConnInfo {
-    let mut info = servers[0].info();
-    info.hosts = (servers.iter())
-        .flat_map(|server| server.info().hosts)
-        .collect();
-    info
-}
 
 fn protect_all(site: &Arc<Site>, servers: &[&TestServer]) -> Protecting {
     let options = protect::Options {
@@ -45,53 +23,6 @@ fn protect_all(site: &Arc<Site>, servers: &[&TestServer]) -> Protecting {
         ..options(servers[0])
     };
     Protecting::begin(site.clone(), options)
-}
-
-async fn wait_base_backups(site: &Site, count: usize) {
-    wait_until("a base backup", DEADLINE, async || {
-        (base_backups(site).await >= count).then_some(())
-    })
-    .await;
-}
-
-/// Waits until the log of `branch` is stored as far as the server has flushed it.
-async fn wait_branch(site: &Site, server: &TestServer, branch: u32) -> Position {
-    let at = flushed(server).await;
-    wait_until("the log of the timeline", DEADLINE, async || {
-        let state = state(site).await?;
-        let pieces = state.pieces.iter();
-        let end = pieces
-            .filter(|piece| piece.branch == Branch(branch))
-            .map(|piece| piece.end);
-        (end.max()? >= at).then_some(())
-    })
-    .await;
-    at
-}
-
-/// Waits until `moment` is settled.
-async fn wait_settled(site: &Site, moment: Timestamp) {
-    wait_until("the moment to be settled", DEADLINE, async || {
-        let state = state(site).await?;
-        let pieces = state.pieces.iter().filter_map(|piece| piece.settled_after);
-        let settled = state.settled.iter().map(|settled| settled.through);
-        (pieces.chain(settled).max()? >= moment).then_some(())
-    })
-    .await;
-}
-
-async fn restored_ids(site: &Site, target: Target) -> String {
-    ids(&restore_to(site, target).await.unwrap()).await
-}
-
-async fn ids(restored: &Restored) -> String {
-    restored
-        .value("SELECT coalesce(string_agg(id::text, ',' ORDER BY id), '') FROM t")
-        .await
-}
-
-fn gapless(state: &LineageState) -> bool {
-    state.gaps.is_empty()
 }
 
 async fn follows_a_promotion(major: u32) {
@@ -128,7 +59,7 @@ async fn follows_a_promotion(major: u32) {
     taken.unwrap();
 
     let state = state(&site).await.unwrap();
-    assert!(gapless(&state), "{:?}", state.gaps);
+    assert!(state.gaps.is_empty(), "{:?}", state.gaps);
     let began = standby.switched_at(2);
     let branch = &state.branches[&Branch(2)];
     assert_eq!((branch.parent, branch.at), (Branch(1), began));
@@ -183,7 +114,7 @@ async fn a_server_that_is_promoted_twice_is_followed() {
     wait_branch(&site, &server, 3).await;
     protecting.end().await;
     let state = state(&site).await.unwrap();
-    assert!(gapless(&state), "{:?}", state.gaps);
+    assert!(state.gaps.is_empty(), "{:?}", state.gaps);
     assert_eq!(state.base_backups.len(), 1);
     assert_eq!(restored_ids(&site, Target::Latest).await, "1,2,3");
     let second = state.branches[&Branch(3)].at;
@@ -213,14 +144,20 @@ async fn log_that_only_the_old_primary_had_stays_on_its_timeline_and_its_return_
 
     // The old primary returns and takes writes. The connection to the new one is lost for a while.
     primary.start_again().await;
+    primary.sql("ALTER SYSTEM SET log_connections = on").await;
+    primary.sql("SELECT pg_reload_conf()").await;
     primary.sql("INSERT INTO t VALUES (4)").await;
+    let looks = || {
+        primary
+            .log()
+            .matches("replication connection authorized")
+            .count()
+    };
+    let before = looks();
     standby.stop().await;
     let missed = primary.now().await;
-    wait_until("the return of the old primary to be seen", DEADLINE, async || {
-        let seen = primary
-            .value("SELECT count(*)::text FROM pg_stat_activity WHERE application_name = 'borealis'")
-            .await;
-        (seen != "0").then_some(())
+    wait_until("the old primary to be looked at", DEADLINE, async || {
+        (looks() > before).then_some(())
     })
     .await;
     standby.start_again().await;
@@ -237,7 +174,7 @@ async fn log_that_only_the_old_primary_had_stays_on_its_timeline_and_its_return_
     assert!(error.to_string().contains("timeline 1"), "{error}");
 
     let state = state(&site).await.unwrap();
-    assert!(gapless(&state), "{:?}", state.gaps);
+    assert!(state.gaps.is_empty(), "{:?}", state.gaps);
     assert_eq!(restored_ids(&site, Target::Latest).await, "1,3,5");
     // What was settled before the promotion means what it meant then.
     assert_eq!(restored_ids(&site, Target::Time(lost)).await, "1,2");
@@ -299,4 +236,40 @@ async fn a_new_primary_without_slot_and_log_leaves_a_gap_with_both_sides_restora
     let target = Target::Position(before, Some(Branch(1)));
     assert_eq!(restored_ids(&site, target).await, "1");
     assert_eq!(restored_ids(&site, Target::Latest).await, "1,2,3");
+}
+
+/// Whoever promoted it meant it, whatever the old primary still says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_is_followed_though_the_old_primary_still_answers() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let (primary, mut standby) = pair(installed::default_major()).await;
+    let protecting = protect_all(&site, &[&primary, &standby]);
+    wait_base_backups(&site, 1).await;
+    standby.wait_replayed(&primary).await;
+    standby.promote().await;
+    primary.sql("INSERT INTO t VALUES (2)").await;
+    standby.sql("INSERT INTO t VALUES (3)").await;
+    wait_branch(&site, &standby, 2).await;
+    protecting.end().await;
+    assert_eq!(restored_ids(&site, Target::Latest).await, "1,3");
+}
+
+/// Both are of one cluster, and only one is the server that is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_another_server_of_the_cluster_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let (primary, standby) = pair(installed::default_major()).await;
+    let options = protect::Options {
+        data_dir: Some(standby.data_dir().to_owned()),
+        ..options(&primary)
+    };
+    let error = Protecting::begin(site.clone(), options).task.await.unwrap();
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    assert!(
+        error.to_string().contains("not the data directory"),
+        "{error}"
+    );
 }

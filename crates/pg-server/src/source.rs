@@ -308,6 +308,8 @@ pub struct ClockSample {
     pub position: Position,
     /// The branch of that position: of a server on another branch the pair says nothing about ours.
     pub branch: Branch,
+    /// The number that `initdb` gave the cluster.
+    pub system_id: u64,
 }
 
 /// Reads the clock of a primary, then its insert position, in this order. In the other order a commit
@@ -321,7 +323,8 @@ pub async fn clock_sample(link: &SqlLink) -> Result<ClockSample> {
             "WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS t OFFSET 0) \
              SELECT (extract(epoch FROM t) * 1000000)::bigint AS micros, \
              pg_current_wal_insert_lsn() AS position, \
-             left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) AS branch FROM clock",
+             left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) AS branch, \
+             (SELECT system_identifier FROM pg_control_system()) AS system FROM clock",
         )
         .await?;
     let branch: String = row.get("branch")?;
@@ -334,6 +337,7 @@ pub async fn clock_sample(link: &SqlLink) -> Result<ClockSample> {
         time: Timestamp(row.get("micros")?),
         position: row.position("position")?,
         branch: Branch(branch),
+        system_id: row.get::<i64>("system")?.cast_unsigned(),
     })
 }
 

@@ -90,18 +90,15 @@ async fn fork(held: &Held, format: LogFormat, place: Place) -> Result<Beginning>
     let before = coverage.pieces.iter().rev().find(|(leg, piece)| {
         piece.end <= at.min(leg.to) && stretch.from <= piece.start.max(leg.from)
     });
-    let (mut indexer, from) = match before {
-        Some((_, piece)) => {
-            let known = reader.piece(piece).await?;
-            let mut carry = log_frame::carry(known.head().name(), &known.index().await?)?;
-            // They speak of positions of the other branch.
-            carry.samples.clear();
-            (LogIndexer::resume(format, &carry), carry.resume_at)
-        }
-        None => {
-            let indexer = LogIndexer::new(format, stretch.from, Start::Anywhere);
-            (indexer, stretch.from)
-        }
+    let (mut indexer, from) = if let Some((_, piece)) = before {
+        let known = reader.piece(piece).await?;
+        let mut carry = log_frame::carry(known.head().name(), &known.index().await?)?;
+        // They speak of positions of the other branch.
+        carry.samples.clear();
+        (LogIndexer::resume(format, &carry), carry.resume_at)
+    } else {
+        let indexer = LogIndexer::new(format, stretch.from, Start::Anywhere);
+        (indexer, stretch.from)
     };
     let pieces = pieces_of(&held.state, stored, from, at)?;
     let mut log = std::pin::pin!(reader.stream(pieces, PREFETCH));

@@ -16,7 +16,7 @@ use super::begin::Beginning;
 use super::control::{self, Asked};
 use super::read_back::ReadBack;
 use super::receive::{End, From, MESSAGES_MAX, receive};
-use super::sample::{SAMPLES_MAX, sample};
+use super::sample::{SAMPLES_MAX, Sampled, sample};
 use super::ship::{Destination, Durable, Inputs, Shipper};
 use crate::error::{Error, Result};
 
@@ -45,6 +45,7 @@ pub(super) struct Captured {
 pub(super) struct Links {
     pub(super) destination: Destination,
     pub(super) read_back: ReadBack,
+    pub(super) sampled: Sampled,
     pub(super) clock: Arc<dyn borealis_base::Clock>,
 }
 
@@ -92,8 +93,7 @@ impl Capture {
         // Children of no other token: a stop must let what was received be shipped.
         let (receiving, sampling) = (CancellationToken::new(), CancellationToken::new());
         let sampler = tokio::spawn(sample(
-            from.info.clone(),
-            from.branch,
+            links.sampled,
             samples_in,
             watched.clone(),
             sampling.clone(),
@@ -145,7 +145,7 @@ impl Capture {
     /// Returns why no more is captured, when that is so.
     pub(super) async fn ended(&mut self) -> Result<Ended> {
         tokio::select! {
-            ended = self.receiver.done() => return as_ended(ended?),
+            ended = self.receiver.done() => return Ok(as_ended(ended?)),
             done = self.shipper.done() => { done?; }
             // Without a fault it ends only after the shipper.
             withdrawn = self.read_back.done() => self.withdrawn = withdrawn?.unwrap_or(0),
@@ -156,7 +156,7 @@ impl Capture {
     /// Waits until the shipper has ended; without a fault that is after the receiver, which knows why.
     pub(super) async fn drained(&mut self) -> Result<Ended> {
         self.shipper.done().await?;
-        as_ended(self.receiver.done().await?)
+        Ok(as_ended(self.receiver.done().await?))
     }
 
     /// Stops whatever still runs; what was received is shipped first, unless `outcome` is a fault.
@@ -206,15 +206,15 @@ impl Capture {
     }
 }
 
-fn as_ended(end: Option<End>) -> Result<Ended> {
+fn as_ended(end: Option<End>) -> Ended {
     match end {
-        None | Some(End::Stopped) => Ok(Ended::Stopped),
-        Some(End::Missing { at, reason }) => Ok(Ended::Gap(format!(
+        None | Some(End::Stopped) => Ended::Stopped,
+        Some(End::Missing { at, reason }) => Ended::Gap(format!(
             "the server no longer has the log from {at} on: {reason}"
-        ))),
-        Some(End::BranchEnded { at, next }) => Ok(Ended::LookAgain(format!(
+        )),
+        Some(End::BranchEnded { at, next }) => Ended::LookAgain(format!(
             "its timeline ended at {at}, and timeline {next} follows"
-        ))),
-        Some(End::LookAgain(reason)) => Ok(Ended::LookAgain(reason)),
+        )),
+        Some(End::LookAgain(reason)) => Ended::LookAgain(reason),
     }
 }

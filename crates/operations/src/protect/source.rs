@@ -215,6 +215,21 @@ async fn standing(server: &Looked) -> Result<Standing> {
     })
 }
 
+/// Whether some host is on a later timeline than `source`. One that gives no answer is on none.
+pub(super) async fn newer(hosts: &ConnInfo, source: &Source) -> bool {
+    let others = hosts
+        .each_host()
+        .filter(|host| host.hosts != source.info().hosts);
+    let asked = others.map(async |host| {
+        let mut link = ReplicationLink::connect(&host).await?;
+        link.identify_system().await
+    });
+    join_all(asked).await.into_iter().flatten().any(|system| {
+        system.system_id == source.server.facts.system_id
+            && system.branch > source.standing.branch()
+    })
+}
+
 /// Puts the server's own history files in the place of what was worked out from its last one, where it has
 /// them: recovery compares nothing but the numbers, and people read the rest.
 pub(super) async fn with_own_histories(

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_base::{ByteLen, ErrorKind, Position, Progress};
-use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::conninfo::{ConnInfo, TargetSession};
 use borealis_pg_server::link::replication::ReplicationLink;
 use borealis_repository::Lineage;
 use borealis_repository::catalog::Cluster;
 use borealis_repository::plan::LineageState;
 use borealis_repository::store::Counters;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::base_backups::{BaseBackups, Trigger};
@@ -24,11 +25,12 @@ use super::ledger::{Ledger, Patience};
 use super::preflight::{Looked, look_at_source, pause};
 use super::read_back::ReadBack;
 use super::receive;
+use super::sample::Sampled;
 use super::schedule::Schedule;
 use super::ship::Destination;
 use super::slot_policy::Policy;
 use super::slot_watch::{SlotWatch, slot_name};
-use super::source::{Source, Wanted};
+use super::source::{self, Source, Wanted};
 use crate::error::{Error, Result};
 use crate::site::Site;
 
@@ -67,6 +69,9 @@ pub struct Stopped {
     /// What a person should know.
     pub notes: Vec<String>,
 }
+
+/// How often the other hosts are asked whether one of them was promoted.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Everything that stays the same while the protection runs.
 pub(super) struct Protection<'a> {
@@ -197,6 +202,16 @@ impl Protection<'_> {
         }
     }
 
+    /// Who can be asked for clock and insert position: the source or, if that is a standby, its primary.
+    fn primary(&self, source: &Source) -> Option<ConnInfo> {
+        if !source.standing.in_recovery {
+            return Some(source.info().clone());
+        }
+        let hosts = &self.options.info;
+        self.has_others()
+            .then(|| hosts.with_target(TargetSession::Primary))
+    }
+
     fn has_others(&self) -> bool {
         self.options.info.hosts.len() > 1
     }
@@ -238,6 +253,12 @@ impl Protection<'_> {
                 lineage: self.lineage.id(),
                 ledger: self.ledger.clone(),
             },
+            sampled: Sampled {
+                primary: self.primary(source),
+                may_write: !source.standing.in_recovery,
+                system_id: self.system_id,
+                branch,
+            },
             clock: self.lineage.clock().clone(),
         };
         let mut capture = Capture::begin(from, links, beginning)?;
@@ -264,6 +285,7 @@ impl Protection<'_> {
                 taken => taken.map(|()| Ended::Stopped),
             },
             reason = self.watch_slot(source) => Ok(Ended::Gap(reason)),
+            reason = self.watch_others(source) => Ok(Ended::LookAgain(reason)),
         };
         drop(log);
         capture.end(outcome).await
@@ -288,6 +310,26 @@ impl Protection<'_> {
         }
         .run(trigger)
         .await
+    }
+
+    /// Returns the reason when another host is to be gone on with, since it was promoted while this one
+    /// still answers.
+    async fn watch_others(&self, source: &Source) -> String {
+        if !self.has_others() {
+            return std::future::pending().await;
+        }
+        let mut tick = tokio::time::interval(OTHERS_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let newer = source::newer(&self.options.info, source).await;
+            if newer
+                && let Ok(found) = self.find_source(None).await
+                && found.standing.branch() > source.standing.branch()
+            {
+                return format!("timeline {} has begun", found.standing.branch());
+            }
+        }
     }
 
     /// Returns the reason when the slot has to be let go.

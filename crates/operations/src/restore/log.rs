@@ -195,7 +195,7 @@ mod tests {
         let byte = |at: u64| (at % 251) as u8 + 1;
         for leg in legs {
             // In several stretches, as the log comes.
-            let middle = Position((leg.from.0 + leg.to.0) / 2);
+            let middle = Position(u64::midpoint(leg.from.0, leg.to.0));
             for (from, to) in [(leg.from, middle), (middle, leg.to)] {
                 let part = LogBytes {
                     branch: leg.branch,
