@@ -171,6 +171,10 @@ pub struct Protect {
     /// Take over from another protect that can't be asked to stop
     #[arg(long)]
     pub take_over: bool,
+    /// Begin a new lineage for a server that has replaced the one protected, such as after pg_upgrade;
+    /// what was stored before stays restorable. Without effect for the server that is protected already
+    #[arg(long)]
+    pub new_lineage: bool,
 }
 
 /// What goes first when the two conflict.
@@ -220,6 +224,9 @@ pub struct Restore {
     /// TIME (RFC 3339, a local time, or '10 minutes ago'), lsn:X/Y, snapshot:NAME or latest
     #[arg(long, value_name = "TARGET")]
     pub to: String,
+    /// An earlier lineage of the cluster, by its identifier or the beginning of that [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub lineage: Option<String>,
     /// Where the restored data directory goes: absent, empty, or an unfinished restore of ours
     #[arg(long, value_name = "DIR")]
     pub target_dir: PathBuf,

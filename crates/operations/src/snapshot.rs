@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use borealis_base::{Branch, Clock, ErrorKind, Position, RecordSpan, Timestamp, show_duration};
 use borealis_pg_format::index::{EventKind, LogIndex};
-use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::conninfo::{ConnInfo, TargetSession};
 use borealis_pg_server::link::SqlLink;
 use borealis_pg_server::link::replication::ReplicationLink;
 use borealis_pg_server::source::{RESTORE_POINT_NAME_MAX, ServerFacts, create_restore_point};
@@ -233,8 +233,29 @@ async fn pin(
     Ok(created)
 }
 
-/// Connects to the cluster's own server; returns the timeline that it writes.
+/// Connects to the cluster's own server, of several hosts to the primary on the newest timeline; returns
+/// the timeline that it writes.
 async fn open_source(cluster: &Cluster, info: &ConnInfo) -> Result<(SqlLink, Branch)> {
+    let (mut found, mut last) = (None, None);
+    for host in info.each_host() {
+        match open_host(cluster, &host).await {
+            Ok(open) if found.as_ref().is_none_or(|(_, branch)| *branch < open.1) => {
+                found = Some(open);
+            }
+            Ok(_) => {}
+            Err(error) => last = Some(error),
+        }
+    }
+    match (found, last) {
+        (Some(found), _) => Ok(found),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(Error::new(ErrorKind::Usage, "the source names no host")),
+    }
+}
+
+async fn open_host(cluster: &Cluster, info: &ConnInfo) -> Result<(SqlLink, Branch)> {
+    // Whatever the log comes from, a restore point is written by a primary.
+    let info = &info.with_target(TargetSession::Any);
     let sql = SqlLink::connect(info).await.map_err(unreachable_source)?;
     let facts = ServerFacts::read(&sql).await?;
     if facts.system_id != ClusterIdentity::of(cluster)?.system_id {

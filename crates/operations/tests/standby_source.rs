@@ -7,7 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use borealis_base::{Branch, ErrorKind};
-use borealis_operations::protect;
+use borealis_operations::{protect, snapshot};
 use borealis_repository::plan::Target;
 use borealis_testkit::installed;
 use borealis_testkit::server::TestServer;
@@ -106,10 +106,23 @@ async fn the_time_of_an_idle_standby_is_told_by_its_primary() {
     let slots = "SELECT count(*)::text FROM pg_replication_slots";
     assert_eq!(standby.value(slots).await, "1");
     assert_eq!(primary.value(slots).await, "0");
+    // The first moment that is settled is not restored to: what came before it is not stored.
+    wait_settled(&site, primary.now().await).await;
     let now = primary.now().await;
     wait_settled(&site, now).await;
+    // A restore point is written where that can be.
+    let timeout = std::time::Duration::from_mins(1);
+    let alone = snapshot::create(&site, Some("main"), "s", &standby.info(), timeout).await;
+    let error = alone.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    assert!(error.hint().unwrap().contains("--at latest"), "{error}");
+    let both = hosts(&[&standby, &primary]);
+    let kept = snapshot::create(&site, Some("main"), "s", &both, timeout).await;
+    kept.unwrap();
+    primary.sql("INSERT INTO t VALUES (2)").await;
     protecting.end().await;
     assert_eq!(restored_ids(&site, Target::Time(now)).await, "1");
+    assert_eq!(restored_ids(&site, Target::Pin("s".to_owned())).await, "1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

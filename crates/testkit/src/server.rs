@@ -330,7 +330,8 @@ impl TestServer {
 
     /// Ends recovery and waits until that is done.
     pub async fn promote(&mut self) {
-        self.sql("SELECT pg_promote()").await;
+        // Without waiting: replay may cancel the session that waits.
+        self.sql("SELECT pg_promote(false)").await;
         self.wait_for(true).await;
     }
 

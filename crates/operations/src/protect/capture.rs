@@ -171,6 +171,11 @@ impl Capture {
         let shipped = match outcome {
             // Without a receiver the stretches end, and the shipper after them.
             Ok(ended) => self.shipper.done().await.map(|_| ended),
+            // What came before is stored, and nothing is appended after that.
+            Err(error @ Error::Rewritten(_)) => {
+                let _ = self.shipper.done().await;
+                Err(error)
+            }
             Err(error) => Err(error),
         };
         let patience = if shipped.is_ok() {

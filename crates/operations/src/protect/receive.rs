@@ -212,12 +212,9 @@ pub async fn receive(
 }
 
 pub(super) fn rewritten(from: Position, to: Position) -> Error {
-    Error::refused(
-        format!(
-            "the server's log between {from} and {to} is not what it was: the server was put back to an older state and has written on"
-        ),
-        "Protect it under another name with --cluster; the old window stays restorable.",
-    )
+    Error::Rewritten(format!(
+        "the server's log between {from} and {to} is not what it was: the server was put back to an older state and has written on"
+    ))
 }
 
 enum Connected {

@@ -14,6 +14,9 @@ use super::preflight::{Looked, look_at_server};
 use super::route::{Standing, Standpoint, standpoint};
 use crate::error::{Error, Result};
 
+/// What to do about a server that is another cluster.
+pub(super) const OTHER_SYSTEM: &str = "Protect it under a name of its own with --cluster or, if it has replaced the one protected (pg_upgrade), begin a new lineage with --new-lineage.";
+
 /// A server with which the stored log goes on.
 pub(super) struct Source {
     /// What was seen of it.
@@ -106,7 +109,7 @@ impl Wanted<'_> {
                     "the server at {name} is another cluster: its system identifier is {}, the one protected has {}",
                     server.facts.system_id, self.system_id
                 ),
-                "Protect it under a name of its own with --cluster.",
+                OTHER_SYSTEM,
             ));
         }
         if let Err(error) = (self.refuse)(&server.data_dir) {
@@ -130,10 +133,9 @@ impl Wanted<'_> {
                 ),
                 "It is an old primary that has returned. Make it a standby of the new one (pg_rewind), or name the new one with --source.",
             )),
-            Standpoint::Rewritten(why) => Judged::Refused(Error::refused(
-                format!("the server at {name} has another history: {why}"),
-                "Protect it under another name with --cluster; the old window stays restorable.",
-            )),
+            Standpoint::Rewritten(why) => Judged::Refused(Error::Rewritten(format!(
+                "the server at {name} has another history: {why}"
+            ))),
         }
     }
 }

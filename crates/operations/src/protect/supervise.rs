@@ -9,6 +9,7 @@ use borealis_pg_server::conninfo::{ConnInfo, TargetSession};
 use borealis_pg_server::link::replication::ReplicationLink;
 use borealis_repository::Lineage;
 use borealis_repository::catalog::Cluster;
+use borealis_repository::ledger::{EntryBody, Retired};
 use borealis_repository::plan::LineageState;
 use borealis_repository::store::Counters;
 use tokio::time::MissedTickBehavior;
@@ -18,7 +19,7 @@ use super::base_backups::{BaseBackups, Trigger};
 use super::begin;
 use super::capture::{Capture, Captured, Ended, Links};
 use super::captured::Captured as CapturedLog;
-use super::cluster::{find_cluster, refuse_restored};
+use super::cluster::{begin_lineage, find_cluster, refuse_restored};
 use super::epoch::open_writer;
 use super::follow::Begun;
 use super::ledger::{Ledger, Patience};
@@ -57,6 +58,8 @@ pub struct Options {
     pub policy: Policy,
     /// Take over from another `protect`.
     pub take_over: bool,
+    /// Begin a new lineage for a server with another system identifier than the one protected.
+    pub new_lineage: bool,
 }
 
 /// How protection ended, without an error.
@@ -87,40 +90,60 @@ pub(super) struct Protection<'a> {
 }
 
 /// Protects until `stop`, or until one base backup is taken if that was asked for.
+///
+/// A server whose history was rewritten under the same numbers gets a lineage of its own, once: what was
+/// stored stays as it is.
 pub async fn protect(
     site: &Site,
     options: &Options,
     progress: Arc<dyn Progress>,
     stop: CancellationToken,
 ) -> Result<Stopped> {
-    let looked = look_at_source(&options.info, options.data_dir.as_deref(), &stop).await?;
-    let (cluster, lineage) = find_cluster(site, options, &looked.facts, &looked.data_dir).await?;
-    let writer = open_writer(site, &lineage, options, &looked.control).await?;
-    let slot = (!options.no_slot).then(|| slot_name(&lineage));
-    let protection = Protection {
-        options,
-        ledger: Ledger::new(writer, stop.clone(), patience(options)),
-        lineage,
-        system_id: looked.facts.system_id,
-        slot,
-        usage: site.usage.clone(),
-        progress,
-        stop,
-        cluster,
-    };
-    let durable = protection.run(looked).await?;
+    let mut looked = look_at_source(&options.info, options.data_dir.as_deref(), &stop).await?;
+    let (mut cluster, mut lineage) =
+        find_cluster(site, options, &looked.facts, &looked.data_dir).await?;
     let mut notes = Vec::new();
-    if let (true, Some(slot)) = (options.once, &protection.slot) {
-        notes.push(format!(
-            "replication slot {slot} stays and holds log for the next run; borealis unprotect drops it"
-        ));
+    loop {
+        let log_unit = looked.control.wal_segment_size.bytes();
+        let writer = open_writer(site, &lineage, options, log_unit).await?;
+        let protection = Protection {
+            options,
+            cluster: cluster.clone(),
+            ledger: Ledger::new(writer, stop.clone(), patience(options)),
+            system_id: looked.facts.system_id,
+            slot: (!options.no_slot).then(|| slot_name(&lineage)),
+            lineage,
+            usage: site.usage.clone(),
+            progress: progress.clone(),
+            stop: stop.clone(),
+        };
+        let durable = match protection.run(looked).await {
+            Ok(durable) => durable,
+            // Of several hosts another one may be the right one.
+            Err(Error::Rewritten(why)) if notes.is_empty() && options.info.hosts.len() == 1 => {
+                let (system_id, before) = (protection.system_id, protection.lineage.id());
+                protection.leave(&why).await?;
+                looked = look_at_source(&options.info, options.data_dir.as_deref(), &stop).await?;
+                (cluster, lineage) = begin_lineage(site, &cluster, system_id, &why).await?;
+                notes.push(format!(
+                    "{why}; a new lineage was begun, and what was stored before stays restorable with --lineage {before}"
+                ));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if let (true, Some(slot)) = (options.once, &protection.slot) {
+            notes.push(format!(
+                "replication slot {slot} stays and holds log for the next run; borealis unprotect drops it"
+            ));
+        }
+        protection.ledger.close().await?;
+        return Ok(Stopped {
+            cluster: cluster.name,
+            durable,
+            notes,
+        });
     }
-    protection.ledger.close().await?;
-    Ok(Stopped {
-        cluster: protection.cluster.name,
-        durable,
-        notes,
-    })
 }
 
 /// Whoever asked for one base backup is told that it has no room; a protection that stays waits for it.
@@ -214,6 +237,24 @@ impl Protection<'_> {
 
     fn has_others(&self) -> bool {
         self.options.info.hosts.len() > 1
+    }
+
+    /// Ends the lineage: it takes no more log, and its slot is of no more use.
+    async fn leave(self, why: &str) -> Result<()> {
+        let body = EntryBody::Retired(Retired {
+            reason: why.to_owned(),
+        });
+        self.ledger.append(&body, Vec::new()).await?;
+        if let Some(slot) = &self.slot {
+            let dropped = async {
+                let mut link = ReplicationLink::connect(&self.options.info).await?;
+                link.drop_slot(slot).await
+            };
+            if let Err(error) = dropped.await {
+                tracing::debug!(%error, "slot not dropped");
+            }
+        }
+        self.ledger.close().await
     }
 
     async fn drop_slot(&self, source: &Source) -> Result<()> {

@@ -26,7 +26,7 @@ use borealis_pg_server::recovery::RestoredConfig;
 use borealis_repository::pages::read::PageReader;
 use serde::Serialize;
 
-pub use plan::{PlanReport, Prepared, prepare};
+pub use plan::{PlanReport, Prepared, prepare, prepare_lineage};
 pub use start::Answering;
 
 use crate::error::{Error, FileContext, Result};

@@ -14,7 +14,7 @@ use borealis_keys::FileKey;
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy;
 use borealis_operations::protect::{self, Stopped};
-use borealis_operations::restore::{self, Answering, Options, prepare};
+use borealis_operations::restore::{self, Answering, Options, prepare_lineage};
 use borealis_operations::{Result, Site};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_repository::plan::{LineageState, Target};
@@ -76,6 +76,7 @@ pub fn options(server: &TestServer) -> protect::Options {
         resumable_every: ByteLen(1 << 30),
         policy: Policy::Primary,
         take_over: false,
+        new_lineage: false,
     }
 }
 
@@ -188,9 +189,25 @@ pub fn free_port() -> u16 {
 }
 
 pub async fn restore_to(site: &Site, target: Target) -> Result<Restored> {
+    restore_lineage(site, None, target).await
+}
+
+/// The newest lineage of the cluster.
+pub async fn lineage_of(site: &Site) -> String {
+    let cluster = site.cluster(Some("main")).await.unwrap();
+    cluster.newest_lineage().lineage.to_string()
+}
+
+/// Restores in a lineage other than the newest.
+pub async fn restore_lineage(
+    site: &Site,
+    lineage: Option<&str>,
+    target: Target,
+) -> Result<Restored> {
     let directory = server_dir();
     let target_dir = directory.path().join("restored");
-    let prepared = prepare(site, Some("main"), &target, target_dir.clone()).await?;
+    let prepared =
+        prepare_lineage(site, Some("main"), lineage, &target, target_dir.clone()).await?;
     let options = Options {
         start: true,
         port: Some(free_port()),
