@@ -133,6 +133,7 @@ pub struct Init {
 
 /// `borealis protect`.
 #[allow(clippy::struct_field_names)] // fields have the names of their options
+#[allow(clippy::struct_excessive_bools)] // switches that people turn on one by one
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  borealis protect --source 'host=/var/run/postgresql user=postgres' --cluster sales"

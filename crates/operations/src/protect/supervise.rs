@@ -37,6 +37,7 @@ use crate::site::Site;
 
 /// What `protect` was asked for.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools)] // switches that people turn on one by one
 pub struct Options {
     /// The server.
     pub info: ConnInfo,
