@@ -159,6 +159,7 @@ pub struct Init {
 
 /// `borealis protect`.
 #[allow(clippy::struct_field_names)] // fields have the names of their options
+#[allow(clippy::struct_excessive_bools)] // switches that people turn on one by one
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  borealis protect --source 'host=/var/run/postgresql user=postgres' --cluster sales"
@@ -197,6 +198,10 @@ pub struct Protect {
     /// Take over from another protect that can't be asked to stop
     #[arg(long)]
     pub take_over: bool,
+    /// Begin a new lineage for a server that has replaced the one protected, such as after pg_upgrade;
+    /// what was stored before stays restorable. Without effect for the server that is protected already
+    #[arg(long)]
+    pub new_lineage: bool,
 }
 
 /// What goes first when the two conflict.
@@ -271,6 +276,9 @@ pub struct Restore {
     /// TIME (RFC 3339, a local time, or '10 minutes ago'), lsn:X/Y, snapshot:NAME or latest
     #[arg(long, value_name = "TARGET")]
     pub to: String,
+    /// An earlier lineage of the cluster, by its identifier or the beginning of that [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub lineage: Option<String>,
     /// Where the restored data directory goes: absent, empty, an unfinished restore of ours, or with --delta a
     /// data directory of the same server
     #[arg(long, value_name = "DIR")]

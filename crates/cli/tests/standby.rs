@@ -213,3 +213,26 @@ async fn log_fetched_ahead_needs_neither_repository_nor_key() {
     let finished = finish.current_dir(&target).status().await.unwrap();
     assert!(finished.success() && !target.join(SPOOL).exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_follows_the_promotion_of_its_source() {
+    let mut server = source().await;
+    server.allow_in_log("aborting backup due to backend exiting");
+    let site = Site::init_as_server_user(PROGRAM, &server).await;
+    let protect = Protect::begin(&site, &[]).await;
+    server.sql("INSERT INTO t (payload) VALUES ('one')").await;
+    site.wait_restorable(server.insert_position().await).await;
+    let (target, command) = restore_standby(&site, "standby").await;
+    let standby = start(&server, &target, &command);
+    wait_same(&standby, &server, "the standby to catch up").await;
+
+    server.stop().await;
+    server.start_standby().await;
+    server.promote().await;
+    write_log(&server, 3).await;
+    wait_same(&standby, &server, "the standby to follow").await;
+    let recovers = standby.value("SELECT pg_is_in_recovery()::text").await;
+    assert_eq!(recovers, "true");
+    assert!(standby.log().contains("new target timeline is 2"));
+    protect.stop().await;
+}

@@ -29,6 +29,9 @@ pub enum Error {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The server has another history than the one that is stored, under the same numbers.
+    #[error("{0}")]
+    Rewritten(String),
     /// Any failure that this crate finds itself.
     #[error("{message}")]
     Told {
@@ -83,7 +86,7 @@ impl Error {
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 ErrorKind::NotFound
             }
-            Self::File { .. } => ErrorKind::Refused,
+            Self::File { .. } | Self::Rewritten(_) => ErrorKind::Refused,
             Self::Told { kind, .. } => *kind,
         }
     }
@@ -107,6 +110,10 @@ impl Error {
                 }
                 _ => None,
             },
+            Self::Rewritten(_) => Some(
+                "Name the right server with --source, or protect this one under another name with --cluster."
+                    .to_owned(),
+            ),
             Self::Told { hint, .. } => hint.clone(),
         }
     }

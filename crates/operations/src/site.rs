@@ -98,6 +98,31 @@ impl Site {
         Ok(clusters)
     }
 
+    /// The lineage of a cluster whose identifier begins with `prefix`; the newest one without.
+    pub async fn lineage_named(&self, cluster: &Cluster, prefix: Option<&str>) -> Result<Lineage> {
+        let Some(prefix) = prefix else {
+            return self.lineage(cluster).await;
+        };
+        let records = cluster.lineages.iter();
+        let mut found = records.filter(|record| record.lineage.to_string().starts_with(prefix));
+        match (found.next(), found.next()) {
+            (Some(only), None) => Ok(self.repository.lineage(only.lineage).await?),
+            (None, _) => Err(Error::with_hint(
+                ErrorKind::NotFound,
+                format!("cluster {} has no lineage {prefix}", cluster.name),
+                "borealis status shows the lineages of a cluster.",
+            )),
+            (Some(_), Some(_)) => Err(Error::with_hint(
+                ErrorKind::Usage,
+                format!(
+                    "several lineages of cluster {} begin with {prefix}",
+                    cluster.name
+                ),
+                "Name more of its digits.",
+            )),
+        }
+    }
+
     /// The newest lineage of a cluster.
     pub async fn lineage(&self, cluster: &Cluster) -> Result<Lineage> {
         Ok(self

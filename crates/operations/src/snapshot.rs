@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use borealis_base::{Branch, Clock, ErrorKind, Position, RecordSpan, Timestamp, show_duration};
 use borealis_pg_format::index::{EventKind, LogIndex};
-use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::conninfo::{ConnInfo, TargetSession};
 use borealis_pg_server::link::SqlLink;
 use borealis_pg_server::link::replication::ReplicationLink;
 use borealis_pg_server::source::{RESTORE_POINT_NAME_MAX, ServerFacts, create_restore_point};
@@ -22,7 +22,9 @@ use borealis_repository::catalog::Cluster;
 use borealis_repository::ledger::{LedgerReader, Presence};
 use borealis_repository::log::LogReader;
 use borealis_repository::pins::{NewPin, PIN_NAME_BYTES_MAX, Pins};
-use borealis_repository::plan::{Coverage, LineageState, PieceSummary, plan_to, what_a_pin_needs};
+use borealis_repository::plan::{
+    Coverage, LineageState, PieceSummary, newest_branch, plan_to, what_a_pin_needs,
+};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -231,8 +233,29 @@ async fn pin(
     Ok(created)
 }
 
-/// Connects to the cluster's own server; returns the timeline that it writes.
+/// Connects to the cluster's own server, of several hosts to the primary on the newest timeline; returns
+/// the timeline that it writes.
 async fn open_source(cluster: &Cluster, info: &ConnInfo) -> Result<(SqlLink, Branch)> {
+    let (mut found, mut last) = (None, None);
+    for host in info.each_host() {
+        match open_host(cluster, &host).await {
+            Ok(open) if found.as_ref().is_none_or(|(_, branch)| *branch < open.1) => {
+                found = Some(open);
+            }
+            Ok(_) => {}
+            Err(error) => last = Some(error),
+        }
+    }
+    match (found, last) {
+        (Some(found), _) => Ok(found),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(Error::new(ErrorKind::Usage, "the source names no host")),
+    }
+}
+
+async fn open_host(cluster: &Cluster, info: &ConnInfo) -> Result<(SqlLink, Branch)> {
+    // Whatever the log comes from, a restore point is written by a primary.
+    let info = &info.with_target(TargetSession::Any);
     let sql = SqlLink::connect(info).await.map_err(unreachable_source)?;
     let facts = ServerFacts::read(&sql).await?;
     if facts.system_id != ClusterIdentity::of(cluster)?.system_id {
@@ -337,7 +360,7 @@ impl<'a> Waiting<'a> {
         loop {
             self.reader.refresh().await?;
             let state = self.reader.state();
-            begin::check_branch(branch, state)?;
+            refuse_left_behind(branch, state)?;
             if has_base_backup(state, branch) {
                 return Ok(());
             }
@@ -379,10 +402,24 @@ impl<'a> Waiting<'a> {
     }
 }
 
+/// Refuses a server that the protected one has left behind. One that is ahead will be followed.
+fn refuse_left_behind(branch: Branch, state: &LineageState) -> Result<()> {
+    match newest_branch(state) {
+        Some(newest) if branch < newest => Err(Error::refused(
+            format!(
+                "the server at the source is on timeline {branch}, and the stored log follows timeline {newest}"
+            ),
+            "Name the primary that protect follows with --source.",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether some base backup reaches the end of the stored log of `branch`.
 fn has_base_backup(state: &LineageState, branch: Branch) -> bool {
     let coverage = Coverage::of(state, branch);
-    begin::last_piece(state).is_some_and(|last| {
+    let last = (state.pieces.iter().rev()).find(|piece| piece.branch == branch);
+    last.is_some_and(|last| {
         (state.base_backups.iter()).any(|base| coverage.serves(base, state.log_unit, last.end))
     })
 }

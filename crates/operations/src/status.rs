@@ -78,8 +78,22 @@ pub struct ClusterStatus {
     /// Requests and bytes of the running protect since it started; `None` where none of this machine
     /// tells.
     pub requests: Option<Usage>,
+    /// The lineages before this one, the oldest first: histories that ended where the server's was rewritten
+    /// or another server took its place.
+    pub earlier_lineages: Vec<EarlierLineage>,
     /// What else to know.
     pub notes: Vec<String>,
+}
+
+/// A lineage that another one has followed.
+#[derive(Debug, Clone, Serialize)]
+pub struct EarlierLineage {
+    /// Its identifier, which `restore --lineage` takes.
+    pub lineage: LineageId,
+    /// Why it ended, if that was said.
+    pub ended: Option<String>,
+    /// What can be restored of it.
+    pub windows: Vec<WindowStatus>,
 }
 
 /// Who holds the newest epoch.
@@ -163,16 +177,7 @@ impl ClusterStatus {
             ),
             _ => "  latest        nothing can be restored yet".to_owned(),
         });
-        for window in &self.windows {
-            lines.push(match (window.earliest_time, window.latest_time) {
-                (Some(earliest), Some(latest)) => format!("  window        {earliest} to {latest}"),
-                _ => "  window        no moment is settled yet".to_owned(),
-            });
-            lines.push(format!(
-                "                {} to {} on timeline {}",
-                window.earliest_position, window.latest_position, window.branch
-            ));
-        }
+        lines.extend(self.windows.iter().flat_map(WindowStatus::lines));
         for gap in &self.gaps {
             lines.push(format!(
                 "  gap           {} to {}: {}",
@@ -189,6 +194,17 @@ impl ClusterStatus {
             ),
             None => "  base backups  none yet".to_owned(),
         });
+        for earlier in &self.earlier_lineages {
+            let ended = earlier
+                .ended
+                .as_deref()
+                .unwrap_or("another server took its place");
+            lines.push(format!(
+                "  earlier       --lineage {}, ended: {ended}",
+                earlier.lineage
+            ));
+            lines.extend(earlier.windows.iter().flat_map(WindowStatus::lines));
+        }
         lines.extend(self.read_back());
         lines.push(format!("  snapshots     {}", self.snapshots));
         lines.push(format!(
@@ -244,6 +260,20 @@ impl ClusterStatus {
     }
 }
 
+impl WindowStatus {
+    fn lines(&self) -> [String; 2] {
+        let times = match (self.earliest_time, self.latest_time) {
+            (Some(earliest), Some(latest)) => format!("  window        {earliest} to {latest}"),
+            _ => "  window        no moment is settled yet".to_owned(),
+        };
+        let positions = format!(
+            "                {} to {} on timeline {}",
+            self.earliest_position, self.latest_position, self.branch
+        );
+        [times, positions]
+    }
+}
+
 /// Looks at the cluster named, or at all. Where its `protect` runs on this machine, that is asked first
 /// to settle the present, so that the latest restorable time of an idle cluster follows the clock.
 pub async fn load(site: &Site, cluster: Option<&str>) -> Result<StatusReport> {
@@ -291,10 +321,37 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
     notes.push("nothing expires yet: retention is not implemented".to_owned());
     let status = summarise(&cluster.name, &state, &windows, protector, notes, now);
     Ok(ClusterStatus {
+        earlier_lineages: earlier_lineages(site, cluster).await?,
         single_writer,
         requests: asked.usage,
         ..status
     })
+}
+
+async fn earlier_lineages(site: &Site, cluster: &Cluster) -> Result<Vec<EarlierLineage>> {
+    let mut earlier = Vec::new();
+    let before = cluster.lineages.len().saturating_sub(1);
+    for record in cluster.lineages.iter().take(before) {
+        let lineage = site.repository.lineage(record.lineage).await?;
+        let state = lineage.load_state().await?;
+        let windows = exact_windows(&lineage, &state).await?;
+        earlier.push(EarlierLineage {
+            lineage: record.lineage,
+            ended: state.retired,
+            windows: windows.iter().map(window_status).collect(),
+        });
+    }
+    Ok(earlier)
+}
+
+fn window_status(window: &Window) -> WindowStatus {
+    WindowStatus {
+        branch: window.branch.0,
+        earliest_time: window.earliest.time,
+        latest_time: window.latest.time,
+        earliest_position: window.earliest.position,
+        latest_position: window.latest.position,
+    }
 }
 
 /// What became of asking the running `protect`.
@@ -486,15 +543,7 @@ fn summarise(
         retired: state.retired.clone(),
         latest_restorable_time: latest,
         lag_seconds: latest.map(|latest| now.since(latest).as_secs_f64()),
-        windows: (windows.iter())
-            .map(|window| WindowStatus {
-                branch: window.branch.0,
-                earliest_time: window.earliest.time,
-                latest_time: window.latest.time,
-                earliest_position: window.earliest.position,
-                latest_position: window.latest.position,
-            })
-            .collect(),
+        windows: windows.iter().map(window_status).collect(),
         base_backups: state.base_backups.len(),
         last_base_backup: newest_base_backup(state).map(|base| BaseBackupStatus {
             start: base.start,
@@ -513,6 +562,7 @@ fn summarise(
         gaps: gaps(state),
         single_writer: false,
         requests: None,
+        earlier_lineages: Vec::new(),
         notes,
     }
 }

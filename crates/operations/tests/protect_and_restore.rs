@@ -16,7 +16,10 @@ use borealis_testkit::server::{
     DEADLINE, ServerOptions, TestServer, free_port, server_dir, system_user,
 };
 use borealis_testkit::{installed, wait_until};
-use common::{Protecting, base_backups, copy, now, options, restore_to, site, wait_shipped};
+use common::{
+    Protecting, base_backups, copy, lineage_of, now, options, restore_lineage, restore_to, site,
+    wait_shipped,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_is_restored_to_what_it_was_at_each_moment() {
@@ -209,7 +212,7 @@ async fn pages_changed_by_pg_checksums_are_not_inherited() {
 /// A server whose storage was put back to an older state, and that has written on: its log has the
 /// same positions, and other bytes.
 #[tokio::test(flavor = "multi_thread")]
-async fn history_that_was_rewritten_on_the_server_is_refused() {
+async fn history_that_was_rewritten_on_the_server_begins_a_new_lineage() {
     let directory = tempfile::tempdir().unwrap();
     let site = Arc::new(site(&directory).await);
     let mut server = TestServer::start(ServerOptions::default()).await;
@@ -242,21 +245,31 @@ async fn history_that_was_rewritten_on_the_server_is_refused() {
     server
         .sql("INSERT INTO t SELECT 2 FROM generate_series(1, 400000)")
         .await;
-    let error = run(&server).await.unwrap_err();
-    assert_eq!(error.kind(), borealis_base::ErrorKind::Refused, "{error}");
-    assert!(error.to_string().contains("older state"), "{error}");
-    let restored = restore_to(&site, Target::Latest).await.unwrap();
-    assert_eq!(
-        restored
-            .value("SELECT count(*)::text FROM t WHERE id = 1")
-            .await,
-        "1000"
+    let before = lineage_of(&site).await;
+    let stopped = run(&server).await.unwrap();
+    assert!(
+        stopped.notes[0].contains("older state"),
+        "{:?}",
+        stopped.notes
     );
+    assert_ne!(lineage_of(&site).await, before);
+    let counts =
+        "SELECT count(*) FILTER (WHERE id = 1) || ' ' || count(*) FILTER (WHERE id = 2) FROM t";
+    let restored = restore_to(&site, Target::Latest).await.unwrap();
+    assert_eq!(restored.value(counts).await, "0 400000");
+    // What was stored before can be restored as before, and nothing of the new history is in it.
+    let restored = restore_lineage(&site, Some(&before), Target::Latest)
+        .await
+        .unwrap();
+    assert_eq!(restored.value(counts).await, "1000 0");
+    // The slot of before holds nothing back.
+    let slots = "SELECT count(*)::text FROM pg_replication_slots";
+    assert_eq!(server.value(slots).await, "1");
 }
 
 /// The log ends at the very beginning of a segment: the server may have nothing before it to compare.
 #[tokio::test(flavor = "multi_thread")]
-async fn history_that_was_rewritten_before_the_beginning_of_a_segment_is_refused() {
+async fn history_that_was_rewritten_before_the_beginning_of_a_segment_is_noticed() {
     let directory = tempfile::tempdir().unwrap();
     let site = Arc::new(site(&directory).await);
     let mut server = TestServer::start(ServerOptions::default()).await;
@@ -303,10 +316,16 @@ async fn history_that_was_rewritten_before_the_beginning_of_a_segment_is_refused
         },
     )
     .await;
-    let error = run().await.unwrap_err();
-    assert_eq!(error.kind(), borealis_base::ErrorKind::Refused, "{error}");
-    assert!(error.to_string().contains("older state"), "{error}");
-    let pieces = common::state(&site).await.unwrap().pieces;
+    let before = lineage_of(&site).await;
+    let noticed = run().await.unwrap();
+    assert!(
+        noticed.notes[0].contains("older state"),
+        "{:?}",
+        noticed.notes
+    );
+    let cluster = site.cluster(Some("main")).await.unwrap();
+    let before = site.lineage_named(&cluster, Some(&before)).await.unwrap();
+    let pieces = before.load_state().await.unwrap().pieces;
     assert_eq!(pieces.last().unwrap().end, stopped.durable);
 }
 
@@ -446,4 +465,59 @@ async fn a_restored_server_that_nobody_can_log_in_to_ends_the_wait() {
     assert!(message.contains("nobody can log in"), "{message}");
     assert!(message.contains("not permitted to log in"), "{message}");
     assert!(error.hint().unwrap().contains(&*log.to_string_lossy()));
+}
+
+/// What `pg_upgrade` leaves: a server with another system identifier, under the same name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_another_system_identifier_gets_a_new_lineage_only_if_that_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let old = TestServer::start(ServerOptions::default()).await;
+    let new = TestServer::start(ServerOptions::default()).await;
+    let run = async |server: &TestServer, new_lineage: bool| {
+        let once = protect::Options {
+            once: true,
+            new_lineage,
+            ..options(server)
+        };
+        Protecting::begin(site.clone(), once).task.await.unwrap()
+    };
+    for (server, name) in [(&old, "old"), (&new, "new")] {
+        server
+            .sql(&format!("CREATE TABLE t AS SELECT '{name}' AS name"))
+            .await;
+    }
+    run(&old, false).await.unwrap();
+    let before = lineage_of(&site).await;
+    let error = run(&new, false).await.unwrap_err();
+    assert_eq!(error.kind(), borealis_base::ErrorKind::Refused, "{error}");
+    assert!(error.hint().unwrap().contains("--new-lineage"), "{error}");
+    assert_eq!(lineage_of(&site).await, before);
+    // For the server that is protected already it says nothing.
+    run(&old, true).await.unwrap();
+    assert_eq!(lineage_of(&site).await, before);
+
+    run(&new, true).await.unwrap();
+    assert_ne!(lineage_of(&site).await, before);
+    run(&new, false).await.unwrap();
+    let error = run(&old, false).await.unwrap_err();
+    assert_eq!(error.kind(), borealis_base::ErrorKind::Refused, "{error}");
+    let latest = restore_to(&site, Target::Latest).await.unwrap();
+    assert_eq!(latest.value("SELECT name FROM t").await, "new");
+    let earlier = restore_lineage(&site, Some(&before[..8]), Target::Latest)
+        .await
+        .unwrap();
+    assert_eq!(earlier.value("SELECT name FROM t").await, "old");
+    let report = borealis_operations::status::load(&site, Some("main"))
+        .await
+        .unwrap();
+    let [ended] = &report.clusters[0].earlier_lineages[..] else {
+        panic!("{report:?}");
+    };
+    assert_eq!(ended.lineage.to_string(), before);
+    assert!(
+        ended.ended.as_ref().unwrap().contains("system identifier"),
+        "{ended:?}"
+    );
+    assert_eq!(ended.windows.len(), 1);
 }

@@ -300,7 +300,7 @@ fn server_findings(facts: &CheckFacts, table: &mut Table) {
     table.rate(
         "server role",
         role,
-        "a primary; on a standby no restore point can be written",
+        "a primary; a standby writes no restore points, and tells the time of its log only if the source names the primary too",
         !server.in_recovery,
         Advice,
         None,
@@ -319,7 +319,9 @@ fn server_findings(facts: &CheckFacts, table: &mut Table) {
         settings.get("full_page_writes").unwrap_or("unknown"),
         "on: pages torn by a crash could not be repaired",
         settings.flag("full_page_writes") == Some(true),
-        Problem,
+        // A standby replays what its primary's setting made of the log, and a base backup of it is refused by
+        // the server itself where that was off (`do_pg_backup_start` in `xlog.c`).
+        if server.in_recovery { Advice } else { Problem },
         Some(set_and_reload("full_page_writes", "on")),
     );
     table.rate(

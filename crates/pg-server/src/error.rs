@@ -275,7 +275,8 @@ fn kind_of_sqlstate(sqlstate: &str) -> ErrorKind {
         "42704" | "58P01" | "3D000" => ErrorKind::NotFound,
         "57014" => ErrorKind::Interrupted,
         _ => match sqlstate.get(..2) {
-            Some("08" | "53" | "57" | "58") => ErrorKind::Unreachable,
+            // 40: among others, a session of a standby that replay has cancelled.
+            Some("08" | "40" | "53" | "57" | "58") => ErrorKind::Unreachable,
             Some("XX") => ErrorKind::Damaged,
             _ => ErrorKind::Refused,
         },

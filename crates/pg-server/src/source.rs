@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use borealis_base::{Position, Timestamp};
+use borealis_base::{Branch, Position, Timestamp};
 
 use crate::error::{Error, Result};
 use crate::link::{SqlLink, TextRow, quote_literal};
@@ -306,10 +306,15 @@ pub struct ClockSample {
     pub time: Timestamp,
     /// The insert position, read after it.
     pub position: Position,
+    /// The branch of that position: of a server on another branch the pair says nothing about ours.
+    pub branch: Branch,
+    /// The number that `initdb` gave the cluster.
+    pub system_id: u64,
 }
 
-/// Reads the server's clock, then its insert position, in this order. In the other order a commit
-/// between the two could have an earlier time and a later place.
+/// Reads the clock of a primary, then its insert position, in this order. In the other order a commit
+/// between the two could have an earlier time and a later place. A standby does not know the insert
+/// position and answers with an error.
 pub async fn clock_sample(link: &SqlLink) -> Result<ClockSample> {
     // The target list is evaluated from left to right; MATERIALIZED and OFFSET 0 keep the planner
     // from moving the clock to a later step.
@@ -317,12 +322,22 @@ pub async fn clock_sample(link: &SqlLink) -> Result<ClockSample> {
         .row(
             "WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS t OFFSET 0) \
              SELECT (extract(epoch FROM t) * 1000000)::bigint AS micros, \
-             pg_current_wal_insert_lsn() AS position FROM clock",
+             pg_current_wal_insert_lsn() AS position, \
+             left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) AS branch, \
+             (SELECT system_identifier FROM pg_control_system()) AS system FROM clock",
         )
         .await?;
+    let branch: String = row.get("branch")?;
+    // The control file tells the timeline of the last checkpoint, which a promotion does not wait for.
+    let branch = u32::from_str_radix(&branch, 16).map_err(|error| Error::Value {
+        name: "pg_walfile_name".to_owned(),
+        detail: error.to_string(),
+    })?;
     Ok(ClockSample {
         time: Timestamp(row.get("micros")?),
         position: row.position("position")?,
+        branch: Branch(branch),
+        system_id: row.get::<i64>("system")?.cast_unsigned(),
     })
 }
 

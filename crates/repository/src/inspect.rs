@@ -137,10 +137,14 @@ fn show_catalog(body: &CatalogBody) -> Value {
             cluster,
             lineage,
             parent,
+            engine,
         } => json!({"lineage_added": {
             "cluster": cluster,
             "lineage": lineage,
-            "parent": {"lineage": parent.lineage, "branch": parent.branch, "at": parent.at},
+            "parent": parent.map(|parent| {
+                json!({"lineage": parent.lineage, "branch": parent.branch, "at": parent.at})
+            }),
+            "engine": opaque(engine),
         }}),
         CatalogBody::ClusterRetired { cluster } => json!({"cluster_retired": {"cluster": cluster}}),
     }

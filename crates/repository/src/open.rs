@@ -282,13 +282,46 @@ impl Repository {
         let body = CatalogBody::LineageAdded {
             cluster: cluster.to_owned(),
             lineage,
-            parent,
+            parent: Some(parent),
+            engine: Bytes::new(),
         }
         .encode();
         let mut catalog = self.catalog.lock().await;
         catalog
             .append(|state| match state.live(cluster) {
                 Some(_) => Ok(body.clone()),
+                None => Err(no_cluster(cluster)),
+            })
+            .await?;
+        Ok(self.handle(lineage, keys))
+    }
+
+    /// Makes a lineage of a cluster that has nothing in common with those before it.
+    ///
+    /// # Errors
+    /// Refused where `newest` is not the newest one any more: somebody else has begun another.
+    pub async fn begin_lineage(
+        &self,
+        cluster: &str,
+        newest: LineageId,
+        engine: Bytes,
+    ) -> Result<Lineage> {
+        let (lineage, keys) = self.new_lineage(None).await?;
+        let body = CatalogBody::LineageAdded {
+            cluster: cluster.to_owned(),
+            lineage,
+            parent: None,
+            engine,
+        }
+        .encode();
+        let mut catalog = self.catalog.lock().await;
+        catalog
+            .append(|state| match state.live(cluster) {
+                Some(found) if found.newest_lineage().lineage == newest => Ok(body.clone()),
+                Some(_) => Err(Error::refused(
+                    format!("another lineage of cluster `{cluster}` was begun meanwhile"),
+                    "Run it again.",
+                )),
                 None => Err(no_cluster(cluster)),
             })
             .await?;

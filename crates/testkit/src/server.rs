@@ -274,9 +274,69 @@ impl TestServer {
         self.wait_for(false).await;
     }
 
+    /// Makes a standby that streams from this server, of a copy that is made while this one is stopped.
+    /// Give this server a `wal_keep_size`: the standby has no slot.
+    pub async fn make_standby(&mut self) -> Self {
+        self.stop().await;
+        let dir = server_dir();
+        let data_dir = dir.path().join("data");
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .args([&self.data_dir, &data_dir])
+            .status();
+        assert!(copied.expect("cp is installed").success());
+        self.start_again().await;
+        let mut standby = Self::at(dir, data_dir, self.binaries.clone(), self.user.clone());
+        let conf = standby.data_dir.join("postgresql.conf");
+        let mut text = std::fs::read_to_string(&conf).expect("it was copied");
+        writeln!(
+            text,
+            "primary_conninfo = 'host={} port={} user={SUPERUSER}'\n\
+             wal_retrieve_retry_interval = '200ms'",
+            self.socket_dir.display(),
+            self.port
+        )
+        .expect("a string takes everything");
+        std::fs::write(&conf, text).expect("it is writable");
+        // What its receiver says when the primary is gone.
+        for words in [
+            "could not connect to the primary server",
+            "could not receive data from WAL stream",
+            "could not send end-of-streaming message",
+            "terminating walreceiver process",
+        ] {
+            standby.allow_in_log(words);
+        }
+        standby.start_standby().await;
+        standby
+    }
+
+    /// Waits until this standby has replayed everything that `primary` has flushed; returns how far that is.
+    pub async fn wait_replayed(&self, primary: &Self) -> Position {
+        let flushed = "SELECT pg_current_wal_flush_lsn()::text";
+        let until: Position = primary.value(flushed).await.parse().expect("a position");
+        crate::wait_until("the standby to catch up", DEADLINE, async || {
+            let at = "SELECT pg_last_wal_replay_lsn()::text";
+            let at: Position = self.value(at).await.parse().expect("a position");
+            (at >= until).then_some(())
+        })
+        .await;
+        until
+    }
+
+    /// Where the timeline of its own began.
+    pub fn switched_at(&self, timeline: u32) -> Position {
+        let name = format!("pg_wal/{timeline:08X}.history");
+        let text = std::fs::read_to_string(self.data_dir.join(name)).expect("it was promoted");
+        let last = text.lines().rfind(|line| !line.is_empty()).expect("a line");
+        let at = last.split('\t').nth(1).expect("a position");
+        at.parse().expect("a position")
+    }
+
     /// Ends recovery and waits until that is done.
     pub async fn promote(&mut self) {
-        self.sql("SELECT pg_promote()").await;
+        // Without waiting: replay may cancel the session that waits.
+        self.sql("SELECT pg_promote(false)").await;
         self.wait_for(true).await;
     }
 

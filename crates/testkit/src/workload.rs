@@ -59,6 +59,21 @@ impl Outcome {
         self.unknown.extend(other.unknown);
     }
 
+    /// What is known of a history that left this one at `at`: nothing that ended later is part of it.
+    #[must_use]
+    pub fn left_at(mut self, at: Position) -> Self {
+        for (id, commit) in std::mem::take(&mut self.acknowledged) {
+            if commit.after <= at {
+                self.acknowledged.insert(id, commit);
+            } else if commit.before >= at {
+                self.rolled_back.push(id);
+            } else {
+                self.unknown.push(id);
+            }
+        }
+        self
+    }
+
     /// What is wrong with the rows of a cluster that was restored to hold every record that ends at
     /// or before `target`.
     pub fn violations(&self, rows: &BTreeMap<i64, String>, target: Position) -> Vec<String> {
@@ -191,6 +206,11 @@ impl Workload {
         }
         self.rounds += 1;
         Running { stop, writers }
+    }
+
+    /// Writes to another server of the same cluster from the next start on.
+    pub fn move_to(&mut self, server: &TestServer) {
+        self.info = server.info();
     }
 
     /// Runs `steps` of every writer to the end.

@@ -36,6 +36,7 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
             Policy::Continuity => SlotPolicy::Continuity,
         },
         take_over: args.take_over,
+        new_lineage: args.new_lineage,
     };
     let site = context.site().await?;
     let progress = Arc::from(progress::for_this_terminal());

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use borealis_base::ByteLen;
 use borealis_operations::restore::start::PreparedTransaction;
-use borealis_operations::restore::{self, Options, Restored, prepare};
+use borealis_operations::restore::{self, Options, Restored, prepare_lineage};
 use borealis_pg_server::instance::binaries::BIN_VARIABLE;
 use borealis_repository::plan::Target;
 use jiff::tz::TimeZone;
@@ -26,6 +26,9 @@ pub async fn run(context: &Context, args: Restore) -> Result<ExitCode, Failure> 
     if args.owner.as_deref() == Some("") {
         return Err(Failure::usage("--owner is empty").hint("Name a system user."));
     }
+    if args.lineage.as_deref() == Some("") {
+        return Err(Failure::usage("--lineage is empty").hint("borealis status shows them."));
+    }
     let options = Options {
         start: args.start,
         port: args.port,
@@ -39,7 +42,9 @@ pub async fn run(context: &Context, args: Restore) -> Result<ExitCode, Failure> 
         ..Options::default()
     };
     let site = context.site().await?;
-    let prepared = prepare(&site, cluster, &as_target(to), args.target_dir.clone()).await?;
+    let (lineage, target) = (args.lineage.as_deref(), as_target(to));
+    let prepared =
+        prepare_lineage(&site, cluster, lineage, &target, args.target_dir.clone()).await?;
     if args.dry_run {
         let report = restore::check(&prepared, &options)?;
         output::answer(context.global.json, &report, restore::PlanReport::to_text)?;

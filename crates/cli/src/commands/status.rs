@@ -62,6 +62,7 @@ mod tests {
             log_bytes: 0,
             base_backup_bytes: 0,
             gaps: Vec::new(),
+            earlier_lineages: Vec::new(),
             single_writer: false,
             requests: None,
             notes: Vec::new(),

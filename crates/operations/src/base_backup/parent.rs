@@ -16,7 +16,8 @@ use borealis_pg_server::backup::BackupStart;
 use borealis_repository::pages::fetch::Fetcher;
 use borealis_repository::pages::manifest::{BaseBackupInfo, FileTable, Manifest, ManifestBuilder};
 use borealis_repository::pages::partial::PartialManifest;
-use borealis_repository::plan::{BaseBackupSummary, LineageState, PartialSummary};
+use borealis_repository::plan::coverage::{Leg, path};
+use borealis_repository::plan::{BaseBackupSummary, GapSummary, LineageState, PartialSummary};
 use roaring::RoaringBitmap;
 
 use super::facts::{DamagedPage, PageFacts};
@@ -33,27 +34,40 @@ pub enum Candidate {
     Partial(PartialSummary),
 }
 
-/// What the next base backup may take over, the best first: the newest of the last base backup and what
-/// an attempt after it has stored. What lies before a gap in the log is out of the question.
-pub fn candidates(state: &LineageState) -> Vec<Candidate> {
-    let partial = state.partial.iter().cloned().map(Candidate::Partial);
-    let whole = state.base_backups.last().cloned().map(Candidate::Whole);
+/// What the next base backup on `branch` may take over, the best first: the newest of the last base backup
+/// on the way there and what an attempt after it has stored. What lies before a gap in the log is out of the
+/// question, and so is an attempt on a branch that was left: it may have read pages of later than that.
+pub fn candidates(state: &LineageState, branch: Branch) -> Vec<Candidate> {
+    let way = path(state, branch);
+    let partial = state.partial.iter().cloned();
+    let partial = partial.filter(|partial| partial.branch == branch);
+    let whole = last_on(&way, state).cloned().map(Candidate::Whole);
     partial
+        .map(Candidate::Partial)
         .chain(whole)
-        .filter(|candidate| is_after_gaps(state, candidate.summary().start))
+        .filter(|candidate| is_after_gaps(&way, state, candidate.summary().start))
         .collect()
 }
 
-/// Whether no gap in the log comes after `start`.
-pub fn is_after_gaps(state: &LineageState, start: Position) -> bool {
+/// The last base backup whose pages are those of the branch to which `way` leads.
+pub fn last_on<'s>(way: &[Leg], state: &'s LineageState) -> Option<&'s BaseBackupSummary> {
+    (state.base_backups.iter().rev()).find(|base| {
+        way.iter()
+            .any(|leg| leg.branch == base.branch && base.end <= leg.to)
+    })
+}
+
+/// Whether no gap on the way comes after `start`.
+pub fn is_after_gaps(way: &[Leg], state: &LineageState, start: Position) -> bool {
+    let on_the_way =
+        |gap: &&GapSummary| (way.iter()).any(|leg| leg.branch == gap.branch && gap.from < leg.to);
     // A gap that was found late may lie before others that are known already.
-    state.gaps.iter().all(|gap| gap.to <= start)
+    (state.gaps.iter().filter(on_the_way)).all(|gap| gap.to <= start)
 }
 
 /// What decides whether anything can be taken over, before it is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Summary {
-    branch: Branch,
     start: Position,
     rule_set: u32,
 }
@@ -61,9 +75,7 @@ struct Summary {
 impl Summary {
     /// Why nothing can be taken over by a base backup that begins at `start`; `None` if something can.
     fn unfit(&self, start: BackupStart) -> Option<&'static str> {
-        if self.branch != start.branch {
-            Some("it is of another timeline")
-        } else if !(CHANGE_MAP_RULE_SET..=RULE_SET).contains(&self.rule_set) {
+        if !(CHANGE_MAP_RULE_SET..=RULE_SET).contains(&self.rule_set) {
             Some("its pages were chosen by another rule set")
         } else if self.start > start.position {
             Some("it began at a later position")
@@ -77,12 +89,10 @@ impl Candidate {
     fn summary(&self) -> Summary {
         match self {
             Self::Whole(whole) => Summary {
-                branch: whole.branch,
                 start: whole.start,
                 rule_set: whole.rule_set,
             },
             Self::Partial(partial) => Summary {
-                branch: partial.branch,
                 start: partial.start,
                 rule_set: partial.rule_set,
             },
@@ -290,7 +300,7 @@ mod tests {
     use super::*;
     use borealis_base::{LineageId, ObjectId, Timestamp};
     use borealis_repository::pages::manifest::PageFile;
-    use borealis_repository::plan::{GapSummary, ObjectRef};
+    use borealis_repository::plan::{BranchSummary, ObjectRef};
 
     const START: BackupStart = BackupStart {
         position: Position(500),
@@ -298,7 +308,6 @@ mod tests {
     };
 
     const FIT: Summary = Summary {
-        branch: Branch(1),
         start: Position(400),
         rule_set: RULE_SET,
     };
@@ -344,7 +353,10 @@ mod tests {
     }
 
     fn entries(state: &LineageState) -> Vec<u64> {
-        candidates(state).iter().map(Candidate::entry).collect()
+        candidates(state, Branch(1))
+            .iter()
+            .map(Candidate::entry)
+            .collect()
     }
 
     #[test]
@@ -410,10 +422,46 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_another_timeline_or_of_the_future_are_not_taken_over() {
-        let branch = Branch(2);
-        assert!(Summary { branch, ..FIT }.unfit(START).is_some());
+    fn pages_of_the_future_are_not_taken_over() {
         let start = Position(501);
         assert!(Summary { start, ..FIT }.unfit(START).is_some());
+    }
+
+    #[test]
+    fn pages_of_a_timeline_that_was_left_are_taken_over_only_up_to_there() {
+        let mut state = LineageState::empty(LineageId([1; 16]));
+        state.base_backups = vec![whole(3, 100), whole(7, 200)];
+        state.partial = Some(partial(9, 300));
+        let left_at = |state: &mut LineageState, at| {
+            let summary = BranchSummary {
+                entry: 10,
+                parent: Branch(1),
+                at: Position(at),
+                history: bytes::Bytes::new(),
+            };
+            state.branches.insert(Branch(2), summary);
+        };
+        let entries = |state: &LineageState| -> Vec<u64> {
+            let candidates = candidates(state, Branch(2));
+            candidates.iter().map(Candidate::entry).collect()
+        };
+        // The last one ends at 210. An attempt may hold pages of whatever came after it began.
+        left_at(&mut state, 210);
+        assert_eq!(entries(&state), [7]);
+        left_at(&mut state, 209);
+        assert_eq!(entries(&state), [3]);
+        // A gap behind the place says nothing about this branch.
+        let mut gap = GapSummary {
+            entry: 11,
+            branch: Branch(1),
+            from: Position(209),
+            to: Position(400),
+            reason: "slot lost".to_owned(),
+        };
+        state.gaps = vec![gap.clone()];
+        assert_eq!(entries(&state), [3]);
+        gap.from = Position(208);
+        state.gaps = vec![gap];
+        assert_eq!(entries(&state), [0; 0]);
     }
 }

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use borealis_base::{Clock, ErrorKind, Position, Progress, Timestamp, Unit};
+use borealis_base::{Branch, Clock, ErrorKind, Position, Progress, Timestamp, Unit};
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::index::{ChangeMap, RULE_SET};
+use borealis_pg_format::label::BackupLabel;
 use borealis_pg_format::{DatabaseFiles, Version};
 use borealis_pg_server::backup::{BackupSession, BackupStart};
 use borealis_pg_server::conninfo::ConnInfo;
@@ -77,6 +78,8 @@ pub struct Job<'a> {
     pub access: &'a Access,
     /// The cluster that it must be.
     pub system_id: u64,
+    /// The branch that it must begin on, whose log is captured.
+    pub branch: Branch,
     /// What pages may be taken over from, the best first.
     pub candidates: Vec<Candidate>,
     /// Whether the checkpoint at the start is made at once.
@@ -151,6 +154,7 @@ async fn take_between(
     start: BackupStart,
     started_at: Timestamp,
 ) -> Result<Attempted> {
+    check_branch(job, start.branch)?;
     job.log.durable_past(start.position).await?;
     check_log_begins_before(job, start).await?;
     let facts = ServerFacts::read(session.link()).await?;
@@ -214,6 +218,8 @@ async fn take_between(
     };
     refuse_lost(&session)?;
     let stop = session.stop().await?;
+    // Between the start and the question for its timeline a standby may have followed a promotion.
+    check_branch(job, BackupLabel::parse(&stop.label)?.timeline)?;
     gathering
         .add_blob("backup_label", stop.label.into())
         .await?;
@@ -305,6 +311,20 @@ fn say_resumed(job: &Job<'_>, begun: Timestamp, plan: &Plan) {
     );
     tracing::info!("{text}");
     job.progress.note(&text);
+}
+
+/// The server may have been promoted while it was not looked at; it is looked for again.
+fn check_branch(job: &Job<'_>, branch: Branch) -> Result<()> {
+    if branch == job.branch {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Unreachable,
+        format!(
+            "the base backup began on timeline {branch}, and timeline {} is captured",
+            job.branch
+        ),
+    ))
 }
 
 /// Fact 8: a base backup whose log begins after its start could never be restored.

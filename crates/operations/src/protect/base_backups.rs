@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use borealis_base::{ByteLen, Progress, show_duration};
+use borealis_base::{Branch, ByteLen, Progress, show_duration};
 use borealis_pg_format::DatabaseFiles;
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::data_dir::Access;
@@ -12,12 +12,13 @@ use borealis_repository::ledger::{BaseBackup, EntryBody};
 use borealis_repository::numbered::Patience;
 use borealis_repository::pages::fetch::Fetcher;
 use borealis_repository::pages::pack::{PACK_BYTES_MAX, PackTarget};
+use borealis_repository::plan::coverage::path;
 use borealis_repository::plan::{BaseBackupSummary, LineageState};
 use tokio_util::sync::CancellationToken;
 
 use super::captured::Captured;
 use super::schedule::{Schedule, Since, due};
-use crate::base_backup::parent::{candidates, is_after_gaps};
+use crate::base_backup::parent::{candidates, is_after_gaps, last_on};
 use crate::base_backup::take::{Attempted, Job, Taken, take};
 use crate::error::{Error, Result};
 
@@ -99,7 +100,7 @@ impl BaseBackups<'_> {
                     "no base backup: {UNSAFE}, {ATTEMPTS_MAX} times in a row; tried again in {}",
                     show_duration(RETRY_PAUSE)
                 ),
-                Err(error) if error.is_transient() => {
+                Err(error) if error.is_transient() || was_promoted(&error) => {
                     tracing::warn!(%error, "base backup failed; tried again in {}", show_duration(RETRY_PAUSE));
                 }
                 Err(error) => return Err(error),
@@ -123,7 +124,7 @@ impl BaseBackups<'_> {
 
     /// What has happened since the last base backup that the log leads on from.
     fn since(&self, state: &LineageState) -> Option<Since> {
-        let last = usable(state)?;
+        let last = usable(state, self.captured.branch)?;
         let durable = self.captured.durable.borrow().position;
         let segment = self.facts.segment_bytes;
         let own_end = borealis_base::Position(last.end.0.next_multiple_of(segment));
@@ -143,7 +144,10 @@ impl BaseBackups<'_> {
     /// Takes one and enters it; or returns the directories, as tablespace and database, that were copied
     /// and changed meanwhile.
     async fn attempt(&self, fast: bool) -> Result<Option<Vec<String>>> {
-        let candidates = self.captured.ledger.read(candidates).await;
+        let branch = self.captured.branch;
+        let candidates = (self.captured.ledger)
+            .read(|state| candidates(state, branch))
+            .await;
         let fetcher = Fetcher::new(self.lineage.store().clone(), self.lineage.keys().clone());
         let target = PackTarget {
             store: self.lineage.store().clone(),
@@ -158,6 +162,7 @@ impl BaseBackups<'_> {
             info: self.info,
             access: self.access,
             system_id: self.facts.system_id,
+            branch,
             candidates,
             fast,
             target: &target,
@@ -204,10 +209,19 @@ impl BaseBackups<'_> {
     }
 }
 
-/// The last base backup, if no gap came after it.
-fn usable(state: &LineageState) -> Option<&BaseBackupSummary> {
-    let last = state.base_backups.last()?;
-    is_after_gaps(state, last.start).then_some(last)
+/// The last base backup on the way to `branch`, if no gap came after it.
+fn usable(state: &LineageState, branch: Branch) -> Option<&BaseBackupSummary> {
+    let way = path(state, branch);
+    let last = last_on(&way, state)?;
+    is_after_gaps(&way, state, last.start).then_some(last)
+}
+
+/// SQLSTATE of a server that is not in the state for what it is asked: a base backup of a standby ends so
+/// when that is promoted (`do_pg_backup_stop` in `xlog.c`).
+const NOT_IN_STATE: &str = "55000";
+
+fn was_promoted(error: &Error) -> bool {
+    matches!(error, Error::Server(error) if error.sqlstate() == Some(NOT_IN_STATE))
 }
 
 fn report(taken: &Taken, took: Duration) {

@@ -1,9 +1,9 @@
-//! Where capturing begins: after what the repository holds, or, the first time and after a gap, where
-//! the server can still give log from.
+//! Where capturing begins: after what the repository holds, where a branch leaves it, or, the first time
+//! and after a gap, where the server can still give log from.
 
 use std::sync::Arc;
 
-use borealis_base::{Branch, ErrorKind, Position, RecordSpan};
+use borealis_base::{ErrorKind, Position, RecordSpan};
 use borealis_keys::DataKeys;
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::index::LogIndexer;
@@ -13,7 +13,7 @@ use borealis_pg_server::link::SqlLink;
 use borealis_pg_server::link::replication::ReplicationLink;
 use borealis_pg_server::source::{SlotHold, slot_state};
 use borealis_repository::log::{LogReader, pieces_of};
-use borealis_repository::plan::{LineageState, PieceSummary};
+use borealis_repository::plan::{Coverage, LineageState, PieceSummary};
 use borealis_repository::store::Store;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
@@ -21,6 +21,7 @@ use futures::TryStreamExt;
 use super::cutter::Cutter;
 use super::log_frame;
 use super::receive::overlap_start;
+use super::route::Place;
 use super::ship::{Durable, PIECE_BYTES_MAX};
 use crate::error::{Error, Result};
 
@@ -57,6 +58,70 @@ pub fn last_piece(state: &LineageState) -> Option<&PieceSummary> {
     state.pieces.last()
 }
 
+/// Goes on at `place`, behind the last piece of its branch or where it leaves another one.
+///
+/// # Errors
+/// Damaged or not found where the log that leads there can't be read.
+pub async fn at(held: &Held, format: LogFormat, place: Place) -> Result<Beginning> {
+    let mut pieces = held.state.pieces.iter().rev();
+    match pieces.find(|piece| piece.branch == place.branch) {
+        Some(piece) if piece.end == place.at => resume(held, format, piece).await,
+        _ => fork(held, format, place).await,
+    }
+}
+
+/// Begins a branch where it leaves the stored log: the parser is given what was stored before that, from
+/// the last place on where its state is known. More may be stored behind it, which belongs to the other
+/// branch only.
+async fn fork(held: &Held, format: LogFormat, place: Place) -> Result<Beginning> {
+    let Place { at, stored, .. } = place;
+    let reader = LogReader::new(held.store.clone(), held.keys.clone(), held.state.lineage);
+    let coverage = Coverage::of(&held.state, stored);
+    let stretch = coverage.spanning(at, at).ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "the log before {at}, where timeline {} begins, is not stored",
+                place.branch
+            ),
+        )
+    })?;
+    // Of a piece that `at` lies in, the state at its end is no use.
+    let before = coverage.pieces.iter().rev().find(|(leg, piece)| {
+        piece.end <= at.min(leg.to) && stretch.from <= piece.start.max(leg.from)
+    });
+    let (mut indexer, from) = if let Some((_, piece)) = before {
+        let known = reader.piece(piece).await?;
+        let mut carry = log_frame::carry(known.head().name(), &known.index().await?)?;
+        // They speak of positions of the other branch.
+        carry.samples.clear();
+        (LogIndexer::resume(format, &carry), carry.resume_at)
+    } else {
+        let indexer = LogIndexer::new(format, stretch.from, Start::Anywhere);
+        (indexer, stretch.from)
+    };
+    let pieces = pieces_of(&held.state, stored, from, at)?;
+    let mut log = std::pin::pin!(reader.stream(pieces, PREFETCH));
+    while let Some(part) = log.try_next().await? {
+        indexer.push(part.position, &part.bytes);
+    }
+    // What these bytes change stands in the index of the piece that holds them.
+    indexer.cut();
+    let from = overlap_start(at, format.segment_size).max(stretch.from);
+    let tail = stored_log(held, &reader, stored, from, at).await?;
+    Ok(Beginning {
+        hold: None,
+        cutter: Cutter::new(indexer, at, PIECE_BYTES_MAX),
+        durable: Durable {
+            position: at,
+            settled: settled(&held.state),
+        },
+        // The last one stored may lie on the other branch only.
+        last_record: None,
+        tail,
+    })
+}
+
 /// The format of a cluster's log.
 pub fn log_format(control: &ControlFile) -> LogFormat {
     LogFormat {
@@ -79,34 +144,38 @@ pub async fn resume(held: &Held, format: LogFormat, piece: &PieceSummary) -> Res
             indexer.push(part.position, &part.bytes);
         }
     }
-    let tail = tail(held, format, &reader, piece).await?;
-    let settled = held.state.settled.last().map(|settled| settled.through);
+    let from = overlap_start(piece.end, format.segment_size).max(piece.start);
+    let tail = stored_log(held, &reader, piece.branch, from, piece.end).await?;
     Ok(Beginning {
         hold: None,
         cutter: Cutter::new(indexer, piece.end, PIECE_BYTES_MAX),
         durable: Durable {
             position: piece.end,
-            settled: settled.max(piece.settled_after),
+            settled: settled(&held.state),
         },
-        last_record: held
-            .state
-            .pieces
-            .iter()
-            .rev()
+        last_record: (held.state.pieces.iter().rev())
+            .filter(|other| other.branch == piece.branch)
             .find_map(|piece| piece.last_record),
         tail,
     })
 }
 
-/// The end of the stored log, as much of it as the server is sure to have still.
-async fn tail(
+/// The last moment settled on any branch: none is ever settled again.
+fn settled(state: &LineageState) -> Option<borealis_base::Timestamp> {
+    let pieces = (state.pieces.iter()).filter_map(|piece| piece.settled_after);
+    let settled = state.settled.iter().map(|settled| settled.through);
+    pieces.chain(settled).max()
+}
+
+/// Stored log of the path of `branch`.
+async fn stored_log(
     held: &Held,
-    format: LogFormat,
     reader: &LogReader,
-    piece: &PieceSummary,
+    branch: borealis_base::Branch,
+    from: Position,
+    to: Position,
 ) -> Result<Bytes> {
-    let from = overlap_start(piece.end, format.segment_size).max(piece.start);
-    let pieces = pieces_of(&held.state, piece.branch, from, piece.end)?;
+    let pieces = pieces_of(&held.state, branch, from, to)?;
     let mut log = std::pin::pin!(reader.stream(pieces, PREFETCH));
     let mut tail = BytesMut::new();
     while let Some(part) = log.try_next().await? {
@@ -116,11 +185,7 @@ async fn tail(
 }
 
 /// Begins at `start`, the beginning of a segment, with nothing known of what came before.
-pub fn anew(format: LogFormat, start: Position, held: Option<&LineageState>) -> Beginning {
-    let settled = held.and_then(|state| {
-        let pieces = state.pieces.last().and_then(|piece| piece.settled_after);
-        pieces.max(state.settled.last().map(|settled| settled.through))
-    });
+pub fn anew(format: LogFormat, start: Position, held: &LineageState) -> Beginning {
     Beginning {
         hold: None,
         cutter: Cutter::new(
@@ -130,7 +195,7 @@ pub fn anew(format: LogFormat, start: Position, held: Option<&LineageState>) -> 
         ),
         durable: Durable {
             position: start,
-            settled,
+            settled: settled(held),
         },
         last_record: None,
         tail: Bytes::new(),
@@ -175,18 +240,4 @@ pub async fn hold(
     restart
         .map(|restart| (link, restart.align_down(segment_bytes)))
         .ok_or_else(|| Error::new(ErrorKind::Unreachable, format!("slot {slot} holds no log")))
-}
-
-/// Refuses a server whose branch is not the one that the repository follows.
-pub fn check_branch(server: Branch, state: &LineageState) -> Result<()> {
-    match last_piece(state) {
-        Some(piece) if piece.branch != server => Err(Error::refused(
-            format!(
-                "the server is on timeline {server} now, and the repository follows timeline {}: it was promoted or restored",
-                piece.branch
-            ),
-            "Protect it under another name with --cluster; the old window stays restorable. Following a promotion is not supported yet.",
-        )),
-        _ => Ok(()),
-    }
 }

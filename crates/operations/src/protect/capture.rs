@@ -17,7 +17,7 @@ use super::control::{self, Asked};
 use super::pulse::Pulse;
 use super::read_back::ReadBack;
 use super::receive::{End, From, MESSAGES_MAX, receive};
-use super::sample::{SAMPLES_MAX, sample};
+use super::sample::{SAMPLES_MAX, Sampled, sample};
 use super::ship::{Destination, Durable, Inputs, Shipper};
 use crate::error::{Error, Result};
 
@@ -30,6 +30,8 @@ pub(super) enum Ended {
     Stopped,
     /// Log is missing, or the slot was let go: there is a gap.
     Gap(String),
+    /// The source is to be looked for again, and the log goes on from where it is.
+    LookAgain(String),
 }
 
 /// What a stretch of capturing came to.
@@ -44,6 +46,7 @@ pub(super) struct Captured {
 pub(super) struct Links {
     pub(super) destination: Destination,
     pub(super) read_back: ReadBack,
+    pub(super) sampled: Sampled,
     pub(super) clock: Arc<dyn borealis_base::Clock>,
     pub(super) pulse: Pulse,
 }
@@ -92,7 +95,7 @@ impl Capture {
         // Children of no other token: a stop must let what was received be shipped.
         let (receiving, sampling) = (CancellationToken::new(), CancellationToken::new());
         let sampler = tokio::spawn(sample(
-            from.info.clone(),
+            links.sampled,
             samples_in,
             watched.clone(),
             sampling.clone(),
@@ -146,7 +149,7 @@ impl Capture {
     /// Returns why no more is captured, when that is so.
     pub(super) async fn ended(&mut self) -> Result<Ended> {
         tokio::select! {
-            ended = self.receiver.done() => return as_ended(ended?),
+            ended = self.receiver.done() => return Ok(as_ended(ended?)),
             done = self.shipper.done() => { done?; }
             // Without a fault it ends only after the shipper.
             withdrawn = self.read_back.done() => self.withdrawn = withdrawn?.unwrap_or(0),
@@ -157,7 +160,7 @@ impl Capture {
     /// Waits until the shipper has ended; without a fault that is after the receiver, which knows why.
     pub(super) async fn drained(&mut self) -> Result<Ended> {
         self.shipper.done().await?;
-        as_ended(self.receiver.done().await?)
+        Ok(as_ended(self.receiver.done().await?))
     }
 
     /// Stops whatever still runs; what was received is shipped first, unless `outcome` is a fault.
@@ -172,6 +175,11 @@ impl Capture {
         let shipped = match outcome {
             // Without a receiver the stretches end, and the shipper after them.
             Ok(ended) => self.shipper.done().await.map(|_| ended),
+            // What came before is stored, and nothing is appended after that.
+            Err(error @ Error::Rewritten(_)) => {
+                let _ = self.shipper.done().await;
+                Err(error)
+            }
             Err(error) => Err(error),
         };
         let patience = if shipped.is_ok() {
@@ -207,17 +215,15 @@ impl Capture {
     }
 }
 
-fn as_ended(end: Option<End>) -> Result<Ended> {
+fn as_ended(end: Option<End>) -> Ended {
     match end {
-        None | Some(End::Stopped) => Ok(Ended::Stopped),
-        Some(End::Missing { at, reason }) => Ok(Ended::Gap(format!(
+        None | Some(End::Stopped) => Ended::Stopped,
+        Some(End::Missing { at, reason }) => Ended::Gap(format!(
             "the server no longer has the log from {at} on: {reason}"
-        ))),
-        Some(End::BranchEnded { at, next }) => Err(Error::refused(
-            format!(
-                "the server's timeline ended at {at} and timeline {next} follows: it was promoted"
-            ),
-            "Protect it under another name with --cluster; the old window stays restorable. Following a promotion is not supported yet.",
         )),
+        Some(End::BranchEnded { at, next }) => Ended::LookAgain(format!(
+            "its timeline ended at {at}, and timeline {next} follows"
+        )),
+        Some(End::LookAgain(reason)) => Ended::LookAgain(reason),
     }
 }

@@ -44,12 +44,12 @@ pub struct Captured {
     pub keys: Arc<DataKeys>,
     /// The lineage.
     pub lineage: borealis_base::LineageId,
+    /// The branch that is captured.
+    pub branch: Branch,
     /// How far it is durable.
     pub durable: watch::Receiver<Durable>,
     /// Takes requests to the shipper.
     pub shipper: mpsc::Sender<Asked>,
-    /// The branch of the log.
-    pub branch: Branch,
     /// Takes what is known of changed catalogs to the keeper of names.
     pub catalogs: Arc<CatalogChanges>,
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use borealis_pg_format::control_file::ControlFile;
 use borealis_repository::Lineage;
 use borealis_repository::ledger::{Decision, Holder, LedgerWriter, Opening, Presence, decide};
 
@@ -17,7 +16,7 @@ pub(super) async fn open_writer(
     site: &Site,
     lineage: &Lineage,
     options: &Options,
-    control: &ControlFile,
+    log_unit: u64,
 ) -> Result<LedgerWriter> {
     let me = ProcessIdentity::current()?;
     let present = lineage.reader().await?.presence().await?;
@@ -48,7 +47,7 @@ pub(super) async fn open_writer(
             program: format!("borealis {}", env!("CARGO_PKG_VERSION")),
             single_writer,
         },
-        log_unit: control.wal_segment_size.bytes(),
+        log_unit,
         expected_epoch: (!options.take_over).then(|| present.map_or(0, |present| present.epoch)),
     };
     Ok(lineage.open_writer(opening).await?)

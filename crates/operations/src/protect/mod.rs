@@ -15,6 +15,10 @@
 //! the receiver ends, what was received is shipped and read back, a running base backup is given up, the
 //! ledger is closed.
 //!
+//! One server after the other is captured from: when one is lost or promoted, all hosts of the source are
+//! asked, and the log goes on where the history that is stored leads ([`route`]), on the same branch or on
+//! one that left it. A server whose history was rewritten begins a lineage of its own.
+//!
 //! The position reported to the server as flushed does not wait for the read-back: a server that names
 //! this slot in `synchronous_standby_names` would otherwise pay a second trip to the store for each commit.
 
@@ -26,6 +30,7 @@ mod cluster;
 pub mod control;
 pub mod cutter;
 mod epoch;
+mod follow;
 pub mod ledger;
 pub mod log_frame;
 pub mod names;
@@ -33,11 +38,13 @@ mod preflight;
 pub mod pulse;
 pub mod read_back;
 pub mod receive;
+mod route;
 pub mod sample;
 pub mod schedule;
 pub mod ship;
 pub mod slot_policy;
 mod slot_watch;
+mod source;
 mod supervise;
 mod unfenced;
 mod unprotect;

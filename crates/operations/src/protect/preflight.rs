@@ -8,7 +8,10 @@ use borealis_base::ErrorKind;
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_server::Error as ServerError;
 use borealis_pg_server::check::{CheckFacts, Finding, Severity, findings};
-use borealis_pg_server::data_dir::{Access, DataDir, PART_BYTES_MAX, choose, read_file};
+use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::data_dir::{
+    Access, DataDir, PART_BYTES_MAX, choose, read_file, why_not_the_servers,
+};
 use borealis_pg_server::link::{SqlLink, quote_identifier};
 use borealis_pg_server::source::ServerFacts;
 use tokio_util::sync::CancellationToken;
@@ -29,44 +32,68 @@ const START_ATTEMPTS_MAX: u32 = 60;
 /// `cannot_connect_now`.
 const RESTARTING: [&str; 3] = ["57P01", "57P02", "57P03"];
 
-/// A server that can be protected.
+/// A server as it was seen.
 pub(super) struct Looked {
+    /// How to reach it, and no other.
+    pub(super) info: ConnInfo,
+    /// What it says about itself.
     pub(super) facts: ServerFacts,
     /// How its files are read.
     pub(super) access: Access,
+    /// Its control file.
     pub(super) control: ControlFile,
     /// What a restore by Borealis left in its data directory.
     pub(super) restored: Option<RecoveryFile>,
 }
 
-/// Looks whether the server can be protected. One that restarts at this moment is waited for; one that
-/// can't be reached at all is an error at once, since its name may be wrong.
-pub(super) async fn look_at_server(options: &Options, stop: &CancellationToken) -> Result<Looked> {
-    let look = async || {
-        let sql = SqlLink::connect(&options.info).await?;
-        let facts = ServerFacts::read(&sql).await?;
-        let access = access(options, &sql, &facts).await?;
-        refuse_problems(options, &access).await?;
-        let dir = access.open(&sql).await?;
-        let control = read_control_file(&dir).await?.1;
-        check_same_cluster(&control, &facts)?;
-        Ok(Looked {
-            restored: read_mark(dir).await?,
-            facts,
-            access,
-            control,
-        })
-    };
+/// Looks whether one of the source's hosts can be protected: the first that can. One that restarts at this
+/// moment is waited for; where none can be reached at all it is an error at once, since a name may be wrong.
+pub(super) async fn look_at_source(options: &Options, stop: &CancellationToken) -> Result<Looked> {
+    let source = &options.info;
     let mut attempt = 1;
     loop {
-        match look().await {
-            Err(error) if restarts(&error) && attempt < START_ATTEMPTS_MAX => {
+        let (mut waits, mut last) = (None, None);
+        for target in source.passes() {
+            for host in target.each_host() {
+                let looked = async {
+                    let looked = look_at_server(host, options).await?;
+                    refuse_problems(&looked).await?;
+                    Ok(looked)
+                };
+                match looked.await {
+                    Ok(looked) => return Ok(looked),
+                    Err(error) if restarts(&error) => waits = Some(error),
+                    Err(error) => last = Some(error),
+                }
+            }
+        }
+        match (waits, last) {
+            (Some(error), _) if attempt < START_ATTEMPTS_MAX => {
                 attempt += 1;
                 pause(stop, &error).await?;
             }
-            looked => return looked,
+            (Some(error), _) | (None, Some(error)) => return Err(error),
+            (None, None) => return Err(Error::new(ErrorKind::Usage, "the source names no host")),
         }
     }
+}
+
+/// Looks at a server and at its data directory.
+pub(super) async fn look_at_server(info: ConnInfo, options: &Options) -> Result<Looked> {
+    let sql = SqlLink::connect(&info).await?;
+    let facts = ServerFacts::read(&sql).await?;
+    let access = access(&info, options, &sql, &facts).await?;
+    let dir = access.open(&sql).await?;
+    let control = read_control_file(&dir).await?.1;
+    check_same_cluster(&control, &facts)?;
+    check_same_server(&access, &sql).await?;
+    Ok(Looked {
+        restored: read_mark(dir).await?,
+        info,
+        facts,
+        access,
+        control,
+    })
 }
 
 /// Whether an error says that the server is there and stops, starts or has just gone.
@@ -81,7 +108,12 @@ fn restarts(error: &Error) -> bool {
 }
 
 /// How the server's files are to be read.
-async fn access(options: &Options, sql: &SqlLink, facts: &ServerFacts) -> Result<Access> {
+async fn access(
+    info: &ConnInfo,
+    options: &Options,
+    sql: &SqlLink,
+    facts: &ServerFacts,
+) -> Result<Access> {
     let said = facts.data_directory.as_deref();
     let access = choose(sql, options.data_dir.as_deref(), said, options.agentless).await?;
     let Some(access) = access else {
@@ -89,7 +121,7 @@ async fn access(options: &Options, sql: &SqlLink, facts: &ServerFacts) -> Result
             "the server does not say where its data directory is",
             format!(
                 "Name it with --data-dir, or, as a superuser: GRANT pg_read_all_settings TO {};",
-                quote_identifier(&options.info.user)
+                quote_identifier(&info.user)
             ),
         ));
     };
@@ -134,8 +166,27 @@ fn check_same_cluster(control: &ControlFile, facts: &ServerFacts) -> Result<()> 
     ))
 }
 
-async fn refuse_problems(options: &Options, access: &Access) -> Result<()> {
-    let facts = CheckFacts::read(&options.info, access).await?;
+/// The servers of a cluster share its system identifier: a data directory that is another one's would give
+/// pages that no log of this server makes right.
+async fn check_same_server(access: &Access, sql: &SqlLink) -> Result<()> {
+    let Some(dir) = access.local() else {
+        return Ok(());
+    };
+    match why_not_the_servers(dir, sql).await? {
+        None => Ok(()),
+        Some(reason) => Err(Error::refused(
+            format!(
+                "{} is not the data directory of the server at {}: {reason}",
+                dir.display(),
+                sql.host()
+            ),
+            "Name the data directory of this server with --data-dir, or leave that out.",
+        )),
+    }
+}
+
+async fn refuse_problems(looked: &Looked) -> Result<()> {
+    let facts = CheckFacts::read(&looked.info, &looked.access).await?;
     let problems: Vec<Finding> = findings(&facts)
         .into_iter()
         .filter(|finding| finding.severity == Severity::Problem)

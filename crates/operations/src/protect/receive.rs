@@ -56,8 +56,12 @@ pub struct From {
     pub slot: Option<String>,
     /// The cluster that the log must come from.
     pub system_id: u64,
-    /// The branch that it must be on.
+    /// The branch of the log.
     pub branch: Branch,
+    /// The branch that the server is on: the same, or one that came later.
+    pub server_branch: Branch,
+    /// Whether there are other servers to go to if this one can't be reached.
+    pub has_others: bool,
     /// The first byte wanted.
     pub position: Position,
     /// Bytes of a log segment.
@@ -105,14 +109,16 @@ impl From {
         Ok(new)
     }
 
-    /// The name of the segment that is wanted next.
+    /// The end of the name of the segment that is wanted next, whichever timeline stands before it: the
+    /// segment in which a timeline ends is read from the file of the next one (`WalSndSegmentOpen`).
     fn segment_name(&self) -> String {
         let number = self.segment_size.number_of(self.position);
-        LogFile::Segment {
+        let name = LogFile::Segment {
             timeline: self.branch,
             number,
         }
-        .name(self.segment_size)
+        .name(self.segment_size);
+        name.get(8..).unwrap_or_default().to_owned()
     }
 }
 
@@ -147,6 +153,8 @@ pub enum End {
         /// The branch that follows.
         next: Branch,
     },
+    /// The server can't be gone on with as it was: another may have to be found.
+    LookAgain(String),
 }
 
 enum Streamed {
@@ -190,11 +198,12 @@ async fn receive_patiently(
                 .await),
             }
         };
-        let broken = tokio::select! {
+        let (broken, was_connected) = tokio::select! {
             () = stop.cancelled() => return Ok(End::Stopped),
             streamed = attempt => match streamed {
                 Ok(Streamed::End(end)) => return Ok(end),
-                Ok(Streamed::Broken(error)) | Err(error) => error,
+                Ok(Streamed::Broken(error)) => (error, true),
+                Err(error) => (error, false),
             },
         };
         if let Some(end) = as_missing(&broken, &from) {
@@ -202,6 +211,10 @@ async fn receive_patiently(
         }
         if !may_pass(&broken) {
             return Err(broken);
+        }
+        // A connection that was cut is made again; a server that can't be reached may have been replaced.
+        if from.has_others && !was_connected && broken.kind() == ErrorKind::Unreachable {
+            return Ok(End::LookAgain(broken.to_string()));
         }
         if from.position > before {
             pause = RETRY_PAUSE.0;
@@ -216,12 +229,9 @@ async fn receive_patiently(
 }
 
 pub(super) fn rewritten(from: Position, to: Position) -> Error {
-    Error::refused(
-        format!(
-            "the server's log between {from} and {to} is not what it was: the server was put back to an older state and has written on"
-        ),
-        "Protect it under another name with --cluster; the old window stays restorable.",
-    )
+    Error::Rewritten(format!(
+        "the server's log between {from} and {to} is not what it was: the server was put back to an older state and has written on"
+    ))
 }
 
 enum Connected {
@@ -232,23 +242,20 @@ enum Connected {
 async fn connect(from: &From, clock: Arc<dyn Clock>) -> Result<Connected> {
     let mut link = ReplicationLink::connect(&from.info).await?;
     let system = link.identify_system().await?;
-    if system.system_id != from.system_id {
-        return Err(Error::refused(
-            format!(
-                "the server is another cluster now: its system identifier is {}, the one protected has {}",
-                system.system_id, from.system_id
-            ),
-            "Protect it under a name of its own with --cluster.",
-        ));
-    }
-    if system.branch == from.branch && system.flushed < from.position {
-        return Err(Error::refused(
-            format!(
-                "the server's log ends at {}, before {} that it had sent already: the server was put back to an older state",
-                system.flushed, from.position
-            ),
-            "Protect it under another name with --cluster; the old window stays restorable.",
-        ));
+    let changed = if system.system_id != from.system_id {
+        Some("it is another cluster now".to_owned())
+    } else if system.branch != from.server_branch {
+        Some(format!("it is on timeline {} now", system.branch))
+    } else if system.branch == from.branch && system.flushed < from.position {
+        Some(format!(
+            "its log ends at {}, before {} that it had sent already",
+            system.flushed, from.position
+        ))
+    } else {
+        None
+    };
+    if let Some(reason) = changed {
+        return Ok(Connected::Ended(End::LookAgain(reason)));
     }
     let started = link
         .start_physical(
@@ -371,6 +378,8 @@ mod tests {
             slot: None,
             system_id: 1,
             branch: Branch(1),
+            server_branch: Branch(1),
+            has_others: false,
             position: Position(position),
             segment_size: SegmentSize::DEFAULT,
             tail: Bytes::new(),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use borealis_base::Position;
+use borealis_base::{Branch, Position};
 use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::link::SqlLink;
 use borealis_pg_server::source::{ClockSample, clock_sample};
@@ -21,13 +21,31 @@ pub const SAMPLES_MAX: usize = 64;
 /// else commits; until then nothing newer could be settled.
 const UNFLUSHED_SAMPLES_MAX: u32 = 3;
 
-/// Samples until stopped; a broken connection only leaves moments unsampled.
+/// Where samples come from, and of which log they must speak.
+#[derive(Debug, Clone)]
+pub struct Sampled {
+    /// A primary. A standby knows no insert position: where the source names no primary beside it, none
+    /// is asked, and moments are settled by the commits in the log alone.
+    pub primary: Option<ConnInfo>,
+    /// Whether it may be made to flush its log, which takes a transaction: only where it is the source.
+    pub may_write: bool,
+    /// The cluster that it must be.
+    pub system_id: u64,
+    /// The branch that is captured.
+    pub branch: Branch,
+}
+
+/// Samples until stopped; a broken connection only leaves moments unsampled. What another cluster says or
+/// a server on another branch is dropped: its positions are not those of the log that is captured.
 pub async fn sample(
-    info: ConnInfo,
+    from: Sampled,
     out: mpsc::Sender<ClockSample>,
     durable: watch::Receiver<Durable>,
     stop: CancellationToken,
 ) {
+    let Some(info) = &from.primary else {
+        return;
+    };
     let mut tick = tokio::time::interval(SAMPLE_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut link: Option<SqlLink> = None;
@@ -39,7 +57,7 @@ pub async fn sample(
         }
         let open = match link.take().filter(|link| !link.is_closed()) {
             Some(open) => open,
-            None => match SqlLink::connect(&info).await {
+            None => match SqlLink::connect(info).await {
                 Ok(open) => open,
                 Err(error) => {
                     tracing::debug!(%error, "no clock sample");
@@ -48,8 +66,11 @@ pub async fn sample(
             },
         };
         match clock_sample(&open).await {
+            Ok(sample) if (sample.branch, sample.system_id) != (from.branch, from.system_id) => {
+                tracing::debug!(branch = %sample.branch, "a clock sample of another history is dropped");
+            }
             Ok(sample) => {
-                if unflushed.see(sample.position, durable.borrow().position) {
+                if unflushed.see(sample.position, durable.borrow().position) && from.may_write {
                     // A transaction number that is committed flushes all log before it.
                     if let Err(error) = open.run("SELECT pg_current_xact_id()").await {
                         tracing::debug!(%error, "the server was not made to flush");

@@ -4,41 +4,43 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{ByteLen, ErrorKind, LineageId, Position, Progress};
-use borealis_pg_format::control_file::ControlFile;
-use borealis_pg_format::history::History;
-use borealis_pg_server::conninfo::ConnInfo;
-use borealis_pg_server::data_dir::{Access, Agentless};
-use borealis_pg_server::link::SqlLink;
-use borealis_pg_server::link::replication::{ReplicationLink, SystemIdentity};
-use borealis_pg_server::source::ServerFacts;
+use borealis_base::{ByteLen, ErrorKind, Position, Progress};
+use borealis_pg_server::conninfo::{ConnInfo, TargetSession};
+use borealis_pg_server::data_dir::Agentless;
+use borealis_pg_server::link::replication::ReplicationLink;
 use borealis_repository::Lineage;
-use borealis_repository::ledger::{BranchStarted, EntryBody, Gap};
-use borealis_repository::plan::{LineageState, PieceSummary};
+use borealis_repository::catalog::Cluster;
+use borealis_repository::ledger::{EntryBody, Retired};
+use borealis_repository::plan::LineageState;
 use borealis_repository::store::Counters;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::base_backups::{BaseBackups, Trigger};
-use super::begin::{self, Beginning, Held};
+use super::begin;
 use super::capture::{Capture, Captured, Ended, Links};
 use super::captured::Captured as CapturedLog;
-use super::cluster::find_cluster;
+use super::cluster::{begin_lineage, find_cluster, refuse_restored};
 use super::epoch::open_writer;
+use super::follow::Begun;
 use super::ledger::{Ledger, Patience};
 use super::names::{CatalogChanges, NamesKeeper};
-use super::preflight::{Looked, look_at_server, pause};
+use super::preflight::{Looked, look_at_source, pause};
 use super::pulse::{Pulse, Watcher};
 use super::read_back::ReadBack;
 use super::receive;
+use super::sample::Sampled;
 use super::schedule::Schedule;
 use super::ship::Destination;
 use super::slot_policy::Policy;
 use super::slot_watch::{SlotWatch, slot_name};
+use super::source::{self, Source, Wanted};
 use crate::error::{Error, Result};
 use crate::site::Site;
 
 /// What `protect` was asked for.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools)] // switches that people turn on one by one
 pub struct Options {
     /// The server.
     pub info: ConnInfo,
@@ -62,6 +64,8 @@ pub struct Options {
     pub policy: Policy,
     /// Take over from another `protect`.
     pub take_over: bool,
+    /// Begin a new lineage for a server with another system identifier than the one protected.
+    pub new_lineage: bool,
 }
 
 /// How protection ended, without an error.
@@ -75,22 +79,30 @@ pub struct Stopped {
     pub notes: Vec<String>,
 }
 
+/// The pause before the source is looked for again.
+const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often the other hosts are asked whether one of them was promoted.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Everything that stays the same while the protection runs.
-struct Protection<'a> {
-    options: &'a Options,
-    lineage: Lineage,
-    facts: ServerFacts,
-    control: ControlFile,
-    access: Access,
-    ledger: Ledger,
-    slot: Option<String>,
+pub(super) struct Protection<'a> {
+    pub(super) options: &'a Options,
+    pub(super) cluster: Cluster,
+    pub(super) lineage: Lineage,
+    pub(super) system_id: u64,
+    pub(super) ledger: Ledger,
+    pub(super) slot: Option<String>,
     usage: Arc<Counters>,
     progress: Arc<dyn Progress>,
     pulse: Pulse,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
 }
 
 /// Protects until `stop`, or until one base backup is taken if that was asked for. `watcher` sees signs of life.
+///
+/// A server whose history was rewritten under the same numbers gets a lineage of its own, once: what was
+/// stored stays as it is.
 pub async fn protect(
     site: &Site,
     options: &Options,
@@ -99,43 +111,52 @@ pub async fn protect(
     stop: CancellationToken,
 ) -> Result<Stopped> {
     let pulse = Pulse::new(site.clock().clone(), watcher);
-    let Looked {
-        facts,
-        access,
-        control,
-        restored,
-    } = look_at_server(options, &stop).await?;
-    tracing::info!("{access}");
-    progress.note(&access.to_string());
-    let (cluster, lineage) = find_cluster(site, options, &facts, restored.as_ref()).await?;
-    let writer = open_writer(site, &lineage, options, &control).await?;
-    let slot = (!options.no_slot).then(|| slot_name(&lineage));
-    let protection = Protection {
-        options,
-        ledger: Ledger::new(writer, stop.clone(), patience(options), pulse.clone()),
-        lineage,
-        facts,
-        control,
-        access,
-        slot,
-        usage: site.usage.clone(),
-        progress,
-        pulse,
-        stop,
-    };
-    let durable = protection.run().await?;
+    let mut looked = look_at_source(options, &stop).await?;
+    let (mut cluster, mut lineage) =
+        find_cluster(site, options, &looked.facts, looked.restored.as_ref()).await?;
     let mut notes = Vec::new();
-    if let (true, Some(slot)) = (options.once, &protection.slot) {
-        notes.push(format!(
-            "replication slot {slot} stays and holds log for the next run; borealis unprotect drops it"
-        ));
+    loop {
+        let log_unit = looked.control.wal_segment_size.bytes();
+        let writer = open_writer(site, &lineage, options, log_unit).await?;
+        let protection = Protection {
+            options,
+            cluster: cluster.clone(),
+            ledger: Ledger::new(writer, stop.clone(), patience(options), pulse.clone()),
+            system_id: looked.facts.system_id,
+            slot: (!options.no_slot).then(|| slot_name(&lineage)),
+            lineage,
+            usage: site.usage.clone(),
+            progress: progress.clone(),
+            pulse: pulse.clone(),
+            stop: stop.clone(),
+        };
+        let durable = match protection.run(looked).await {
+            Ok(durable) => durable,
+            // Of several hosts another one may be the right one.
+            Err(Error::Rewritten(why)) if notes.is_empty() && options.info.hosts.len() == 1 => {
+                let (system_id, before) = (protection.system_id, protection.lineage.id());
+                protection.leave(&why).await?;
+                looked = look_at_source(options, &stop).await?;
+                (cluster, lineage) = begin_lineage(site, &cluster, system_id, &why).await?;
+                notes.push(format!(
+                    "{why}; a new lineage was begun, and what was stored before stays restorable with --lineage {before}"
+                ));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if let (true, Some(slot)) = (options.once, &protection.slot) {
+            notes.push(format!(
+                "replication slot {slot} stays and holds log for the next run; borealis unprotect drops it"
+            ));
+        }
+        protection.ledger.close().await?;
+        return Ok(Stopped {
+            cluster: cluster.name,
+            durable,
+            notes,
+        });
     }
-    protection.ledger.close().await?;
-    Ok(Stopped {
-        cluster,
-        durable,
-        notes,
-    })
 }
 
 /// Whoever asked for one base backup is told that it has no room; a protection that stays waits for it.
@@ -148,14 +169,21 @@ const fn patience(options: &Options) -> Patience {
 }
 
 impl Protection<'_> {
-    async fn run(&self) -> Result<Position> {
+    /// Captures from one server after the other, each where the one before it has ended.
+    async fn run(&self, looked: Looked) -> Result<Position> {
+        let mut looked = Some(looked);
         let mut gap = None;
         loop {
             self.pulse.turn();
-            let (system, beginning) = match self.begin(gap.clone()).await {
+            let begun = async {
+                let source = self.find_source(looked.take()).await?;
+                let begun = self.begin(&source, gap.clone()).await?;
+                Ok((source, begun))
+            };
+            let (source, begun) = match begun.await {
                 Ok(begun) => begun,
                 // It was reached before, and will be again; nothing was written by this attempt.
-                Err(error) if error.kind() == ErrorKind::Unreachable => {
+                Err(error) if Error::kind(&error) == ErrorKind::Unreachable => {
                     if pause(&self.stop, &error).await.is_ok() {
                         continue;
                     }
@@ -165,7 +193,11 @@ impl Protection<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let (ended, captured) = self.capture(system, beginning).await?;
+            gap = None;
+            let access = &source.server.access;
+            tracing::info!("{access}");
+            self.progress.note(&access.to_string());
+            let (ended, captured) = self.capture(&source, begun).await?;
             let durable = captured.position;
             match ended {
                 Ended::Stopped if self.options.once && captured.withdrawn > 0 => {
@@ -179,10 +211,18 @@ impl Protection<'_> {
                     ));
                 }
                 Ended::Stopped => return Ok(durable),
+                Ended::LookAgain(reason) => {
+                    tracing::warn!(%durable, reason, "the source is looked for again");
+                    // Behind an address that leads to one server and then to another this would spin.
+                    tokio::select! {
+                        () = self.stop.cancelled() => return Ok(durable),
+                        () = tokio::time::sleep(LOOK_AGAIN_PAUSE) => {}
+                    }
+                }
                 Ended::Gap(reason) => {
                     tracing::error!(%durable, reason, "the log has a gap; a new base backup follows");
                     // One that is lost or gone already needs no dropping.
-                    if let Err(error) = self.drop_slot().await {
+                    if let Err(error) = self.drop_slot(&source).await {
                         tracing::debug!(%error, "slot not dropped");
                     }
                     gap = Some(reason);
@@ -191,157 +231,81 @@ impl Protection<'_> {
         }
     }
 
-    async fn drop_slot(&self) -> Result<()> {
+    /// The server to go on with: the one that was looked at already, if there are no others.
+    async fn find_source(&self, looked: Option<Looked>) -> Result<Source> {
+        let state = self.ledger.read(Clone::clone).await;
+        let wanted = Wanted {
+            options: self.options,
+            system_id: self.system_id,
+            state: &state,
+            refuse: &|restored| refuse_restored(restored, &self.cluster),
+        };
+        match looked.filter(|_| !self.has_others()) {
+            Some(looked) => wanted.judge_looked(looked).await,
+            None => wanted.find().await,
+        }
+    }
+
+    /// Who can be asked for clock and insert position: the source or, if that is a standby, its primary.
+    fn primary(&self, source: &Source) -> Option<ConnInfo> {
+        if !source.standing.in_recovery {
+            return Some(source.info().clone());
+        }
+        let hosts = &self.options.info;
+        self.has_others()
+            .then(|| hosts.with_target(TargetSession::Primary))
+    }
+
+    fn has_others(&self) -> bool {
+        self.options.info.hosts.len() > 1
+    }
+
+    /// Ends the lineage: it takes no more log, and its slot is of no more use.
+    async fn leave(self, why: &str) -> Result<()> {
+        let body = EntryBody::Retired(Retired {
+            reason: why.to_owned(),
+        });
+        self.ledger.append(&body, Vec::new()).await?;
         if let Some(slot) = &self.slot {
-            let mut link = ReplicationLink::connect(&self.options.info).await?;
+            let dropped = async {
+                let mut link = ReplicationLink::connect(&self.options.info).await?;
+                link.drop_slot(slot).await
+            };
+            if let Err(error) = dropped.await {
+                tracing::debug!(%error, "slot not dropped");
+            }
+        }
+        self.ledger.close().await
+    }
+
+    async fn drop_slot(&self, source: &Source) -> Result<()> {
+        if let Some(slot) = &self.slot {
+            let mut link = ReplicationLink::connect(source.info()).await?;
             link.drop_slot(slot).await?;
         }
         Ok(())
     }
 
-    /// Finds where to go on. With a gap, or for the first time, that is where the server can give log from.
-    async fn begin(&self, gap: Option<String>) -> Result<(SystemIdentity, Beginning)> {
-        let system = self.identify().await?;
-        let state = self.ledger.read(Clone::clone).await;
-        begin::check_branch(system.branch, &state)?;
-        let format = begin::log_format(&self.control);
-        let (hold, reserved) = self.reserve().await?;
-        let last = begin::last_piece(&state).cloned();
-        // A slot that was let go while the log is all there leaves no gap: the new one holds it.
-        let gap = gap.filter(|_| last.as_ref().is_none_or(|piece| reserved > piece.end));
-        let beginning = match (last, gap) {
-            (Some(piece), None) => {
-                let held = Held {
-                    store: self.lineage.store().clone(),
-                    keys: self.lineage.keys().clone(),
-                    state,
-                };
-                match begin::resume(&held, format, &piece).await {
-                    // The log that it is in was lost by the store: go on behind it.
-                    Err(error) if error.kind() == ErrorKind::Damaged => {
-                        self.withdraw_end(&piece, reserved, &error).await?;
-                        begin::anew(format, reserved, Some(&held.state))
-                    }
-                    resumed => resumed?,
-                }
-            }
-            (Some(piece), Some(reason)) => {
-                let body = Gap {
-                    branch: system.branch,
-                    from: piece.end,
-                    to: reserved,
-                    reason,
-                };
-                self.ledger
-                    .append(&EntryBody::Gap(body), Vec::new())
-                    .await?;
-                begin::anew(format, reserved, Some(&state))
-            }
-            (None, _) => {
-                self.record_branch(&system).await?;
-                begin::anew(format, reserved, None)
-            }
-        };
-        Ok((system, Beginning { hold, ..beginning }))
-    }
-
-    /// Takes the last piece of the log out of what is promised, since its end can't be read any more.
-    async fn withdraw_end(
-        &self,
-        piece: &PieceSummary,
-        reserved: Position,
-        damage: &Error,
-    ) -> Result<()> {
-        tracing::error!(
-            start = %piece.start, end = %piece.end, error = %damage,
-            "the end of the log is not stored as it was written; it is withdrawn, and a base backup follows"
-        );
-        let known = |state: &LineageState| state.is_withdrawn(piece);
-        if self.ledger.read(known).await {
-            return Ok(());
-        }
-        let body = Gap {
-            branch: piece.branch,
-            from: piece.start,
-            to: piece.end.max(reserved),
-            reason: format!("read when protect started: {damage}"),
-        };
-        self.ledger
-            .append(&EntryBody::Gap(body), Vec::new())
-            .await?;
-        Ok(())
-    }
-
-    /// Has the server keep its log from here on, by our slot or as long as the connection is kept.
-    async fn reserve(&self) -> Result<(Option<ReplicationLink>, Position)> {
-        let (info, segment) = (&self.options.info, self.facts.segment_bytes);
-        let sql = SqlLink::connect(info).await?;
-        if let Some(slot) = &self.slot {
-            return Ok((None, begin::reserve(info, &sql, slot, segment).await?));
-        }
-        // Each has a name of its own: the server may not have noticed yet that the last one is gone.
-        let token = LineageId::random(&**self.lineage.entropy()).to_string();
-        let token = token.get(..8).unwrap_or_default();
-        let slot = format!("{}_{token}", slot_name(&self.lineage));
-        let (hold, reserved) = begin::hold(info, &sql, &slot, segment).await?;
-        Ok((Some(hold), reserved))
-    }
-
-    /// A server that was promoted before it was first protected: its recovery asks for the history of
-    /// its timeline, which is stored before the first byte of that timeline.
-    async fn record_branch(&self, system: &SystemIdentity) -> Result<()> {
-        let known = self
-            .ledger
-            .read(|state| state.branches.contains_key(&system.branch))
-            .await;
-        if known || system.branch.0 <= 1 {
-            return Ok(());
-        }
-        let mut link = ReplicationLink::connect(&self.options.info).await?;
-        let (_, history) = link.timeline_history(system.branch).await?;
-        let parsed = History::parse(system.branch, &history)?;
-        let Some(last) = parsed.ancestors.last() else {
-            return Ok(());
-        };
-        let body = BranchStarted {
-            branch: system.branch,
-            parent: last.timeline,
-            at: last.end,
-            history,
-        };
-        self.ledger
-            .append(&EntryBody::BranchStarted(body), Vec::new())
-            .await?;
-        Ok(())
-    }
-
-    async fn identify(&self) -> Result<SystemIdentity> {
-        Ok(ReplicationLink::connect(&self.options.info)
-            .await?
-            .identify_system()
-            .await?)
-    }
-
     /// Captures log and takes base backups until something ends it; ships what was received first.
-    async fn capture(
-        &self,
-        system: SystemIdentity,
-        beginning: Beginning,
-    ) -> Result<(Ended, Captured)> {
+    async fn capture(&self, source: &Source, begun: Begun) -> Result<(Ended, Captured)> {
+        let Begun { branch, beginning } = begun;
+        let server_branch = source.standing.branch();
         let from = receive::From {
-            info: self.options.info.clone(),
+            info: source.info().clone(),
             slot: self.slot.clone(),
-            system_id: self.facts.system_id,
-            branch: system.branch,
+            system_id: self.system_id,
+            branch,
+            server_branch,
+            has_others: self.has_others(),
             position: beginning.durable.position,
-            segment_size: self.control.wal_segment_size,
+            segment_size: source.server.control.wal_segment_size,
             tail: beginning.tail.clone(),
         };
         let catalogs = Arc::new(CatalogChanges::default());
         let links = Links {
             destination: Destination {
                 lineage: self.lineage.id(),
-                branch: system.branch,
+                branch,
                 ledger: self.ledger.clone(),
                 flush_interval: self.options.flush_interval,
                 usage: self.usage.clone(),
@@ -353,6 +317,12 @@ impl Protection<'_> {
                 lineage: self.lineage.id(),
                 ledger: self.ledger.clone(),
             },
+            sampled: Sampled {
+                primary: self.primary(source),
+                may_write: !source.standing.in_recovery,
+                system_id: self.system_id,
+                branch,
+            },
             clock: self.lineage.clock().clone(),
             pulse: self.pulse.clone(),
         };
@@ -362,15 +332,16 @@ impl Protection<'_> {
             store: self.lineage.store().clone(),
             keys: self.lineage.keys().clone(),
             lineage: self.lineage.id(),
+            branch,
             durable: capture.durable().clone(),
             shipper: capture.requests().clone(),
-            branch: system.branch,
             catalogs,
         };
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
             ended = capture.ended() => ended,
-            taken = self.base_backups(&log) => match taken {
+            // A base backup begins on the server's own branch, and its log is captured once that is reached.
+            taken = self.base_backups(source, &log), if branch == server_branch => match taken {
                 // Whoever asked to stop did not ask for the base backup that this gives up.
                 Err(error) if error.kind() == ErrorKind::Interrupted && self.stop.is_cancelled() => {
                     Ok(Ended::Stopped)
@@ -379,19 +350,20 @@ impl Protection<'_> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => capture.drained().await,
                 taken => taken.map(|()| Ended::Stopped),
             },
-            reason = self.watch_slot() => Ok(Ended::Gap(reason)),
-            error = self.keep_names(&log) => Err(error),
+            reason = self.watch_slot(source) => Ok(Ended::Gap(reason)),
+            reason = self.watch_others(source) => Ok(Ended::LookAgain(reason)),
+            error = self.keep_names(source, &log), if branch == server_branch => Err(error),
         };
         drop(log);
         capture.end(outcome).await
     }
 
     /// Keeps names; returns the error that ends it, if that is not what ends all else, too.
-    async fn keep_names(&self, captured: &CapturedLog) -> Error {
+    async fn keep_names(&self, source: &Source, captured: &CapturedLog) -> Error {
         if self.options.once {
             return std::future::pending().await;
         }
-        match self.names(captured).run().await {
+        match self.names(source, captured).run().await {
             Err(error) if !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Fenced) => {
                 error
             }
@@ -399,26 +371,26 @@ impl Protection<'_> {
         }
     }
 
-    fn names<'a>(&'a self, captured: &'a CapturedLog) -> NamesKeeper<'a> {
+    fn names<'a>(&'a self, source: &'a Source, captured: &'a CapturedLog) -> NamesKeeper<'a> {
         NamesKeeper {
-            info: &self.options.info,
+            info: source.info(),
             lineage: &self.lineage,
             captured,
         }
     }
 
     /// Takes base backups as they become due; returns when the only one that was asked for is taken.
-    async fn base_backups(&self, captured: &CapturedLog) -> Result<()> {
+    async fn base_backups(&self, source: &Source, captured: &CapturedLog) -> Result<()> {
         let trigger = if self.options.once {
             Trigger::Once
         } else {
             Trigger::Due(self.options.schedule)
         };
         BaseBackups {
-            info: &self.options.info,
-            access: &self.access,
+            info: source.info(),
+            access: &source.server.access,
             lineage: &self.lineage,
-            facts: &self.facts,
+            facts: &source.server.facts,
             captured,
             resumable_every: self.options.resumable_every,
             progress: &*self.progress,
@@ -427,19 +399,39 @@ impl Protection<'_> {
         .run(trigger)
         .await?;
         // Only one that was asked for alone comes to an end.
-        self.names(captured).once().await
+        self.names(source, captured).once().await
+    }
+
+    /// Returns the reason when another host is to be gone on with, since it was promoted while this one
+    /// still answers.
+    async fn watch_others(&self, source: &Source) -> String {
+        if !self.has_others() {
+            return std::future::pending().await;
+        }
+        let mut tick = tokio::time::interval(OTHERS_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let newer = source::newer(&self.options.info, source).await;
+            if newer
+                && let Ok(found) = self.find_source(None).await
+                && found.standing.branch() > source.standing.branch()
+            {
+                return format!("timeline {} has begun", found.standing.branch());
+            }
+        }
     }
 
     /// Returns the reason when the slot has to be let go.
-    async fn watch_slot(&self) -> String {
+    async fn watch_slot(&self, source: &Source) -> String {
         let Some(slot) = &self.slot else {
             return std::future::pending().await;
         };
         SlotWatch {
             slot,
-            info: &self.options.info,
-            facts: &self.facts,
-            data_dir: self.access.local(),
+            info: source.info(),
+            facts: &source.server.facts,
+            data_dir: source.server.access.local(),
             policy: self.options.policy,
         }
         .let_go()

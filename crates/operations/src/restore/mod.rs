@@ -28,7 +28,7 @@ use borealis_pg_server::recovery::RestoredConfig;
 use borealis_repository::pages::read::PageReader;
 use serde::Serialize;
 
-pub use plan::{PlanReport, Prepared, prepare};
+pub use plan::{PlanReport, Prepared, prepare, prepare_lineage};
 pub use start::Answering;
 
 use crate::error::{Error, FileContext, Result};
@@ -298,7 +298,7 @@ async fn write_everything(
     let wal = target.join("pg_wal");
     log::lay_out(
         &prepared.lineage,
-        prepared.plan.pieces.clone(),
+        &prepared.plan,
         checked.segment_size,
         &wal,
         progress,

@@ -136,15 +136,27 @@ impl Prepared {
     }
 }
 
-/// Works out how to restore the cluster named, or the only one, to `target`.
+/// Works out how to restore the newest lineage of the cluster named, or of the only one, to `target`.
 pub async fn prepare(
     site: &Site,
     cluster: Option<&str>,
     target: &Target,
     target_dir: PathBuf,
 ) -> Result<Prepared> {
+    prepare_lineage(site, cluster, None, target, target_dir).await
+}
+
+/// Works out how to restore the cluster named, or the only one, to `target`, in the lineage whose identifier
+/// begins with `lineage`.
+pub async fn prepare_lineage(
+    site: &Site,
+    cluster: Option<&str>,
+    lineage: Option<&str>,
+    target: &Target,
+    target_dir: PathBuf,
+) -> Result<Prepared> {
     let cluster = site.cluster(cluster).await?;
-    let lineage = site.lineage(&cluster).await?;
+    let lineage = site.lineage_named(&cluster, lineage).await?;
     if matches!(target, Target::Time(_) | Target::Latest) {
         settle_present(&lineage).await?;
     }

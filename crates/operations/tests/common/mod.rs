@@ -8,20 +8,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_base::{
-    ByteLen, NoProgress, Position, Progress, SystemClock, SystemEntropy, Timestamp,
+    Branch, ByteLen, NoProgress, Position, Progress, SystemClock, SystemEntropy, Timestamp,
 };
 use borealis_keys::FileKey;
 use borealis_operations::protect::pulse::{NoWatcher, Watcher};
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy;
 use borealis_operations::protect::{self, Stopped};
-use borealis_operations::restore::{self, Answering, Options, prepare};
+use borealis_operations::restore::{self, Answering, Options, prepare_lineage};
 use borealis_operations::{Result, Site};
+use borealis_pg_server::conninfo::ConnInfo;
 use borealis_pg_server::data_dir::Agentless;
 use borealis_repository::plan::{LineageState, Target};
 use borealis_repository::store::{Absent, FolderStore, Store};
 use borealis_repository::{Environment, Repository};
-use borealis_testkit::server::{DEADLINE, TestServer, free_port, server_dir, system_user};
+use borealis_testkit::server::{
+    DEADLINE, ServerOptions, TestServer, free_port, server_dir, system_user,
+};
 use borealis_testkit::{installed, wait_until};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -78,6 +81,7 @@ pub fn options(server: &TestServer) -> protect::Options {
         resumable_every: ByteLen(1 << 30),
         policy: Policy::Primary,
         take_over: false,
+        new_lineage: false,
     }
 }
 
@@ -194,9 +198,25 @@ impl Drop for Restored {
 }
 
 pub async fn restore_to(site: &Site, target: Target) -> Result<Restored> {
+    restore_lineage(site, None, target).await
+}
+
+/// The newest lineage of the cluster.
+pub async fn lineage_of(site: &Site) -> String {
+    let cluster = site.cluster(Some("main")).await.unwrap();
+    cluster.newest_lineage().lineage.to_string()
+}
+
+/// Restores in a lineage other than the newest.
+pub async fn restore_lineage(
+    site: &Site,
+    lineage: Option<&str>,
+    target: Target,
+) -> Result<Restored> {
     let directory = server_dir();
     let target_dir = directory.path().join("restored");
-    let prepared = prepare(site, Some("main"), &target, target_dir.clone()).await?;
+    let prepared =
+        prepare_lineage(site, Some("main"), lineage, &target, target_dir.clone()).await?;
     let options = Options {
         start: true,
         port: Some(free_port()),
@@ -220,4 +240,71 @@ pub fn copy(from: &std::path::Path, to: &std::path::Path) {
         .args([from, to])
         .status();
     assert!(status.unwrap().success());
+}
+
+/// A primary with a table and the row 1, and its standby.
+pub async fn pair(major: u32) -> (TestServer, TestServer) {
+    let mut primary = TestServer::start(ServerOptions {
+        major,
+        ..ServerOptions::default().with("wal_keep_size", "512MB")
+    })
+    .await;
+    primary.allow_in_log("aborting backup due to backend exiting");
+    primary.sql("CREATE TABLE t AS SELECT 1 AS id").await;
+    // The log of initdb, which changes every page, is in another segment than what is captured.
+    primary.sql("SELECT pg_switch_wal()").await;
+    let standby = primary.make_standby().await;
+    (primary, standby)
+}
+
+/// Both as hosts of one source.
+pub fn hosts(servers: &[&TestServer]) -> ConnInfo {
+    let mut info = servers[0].info();
+    info.hosts = (servers.iter())
+        .flat_map(|server| server.info().hosts)
+        .collect();
+    info
+}
+
+pub async fn wait_base_backups(site: &Site, count: usize) {
+    wait_until("a base backup", DEADLINE, async || {
+        (base_backups(site).await >= count).then_some(())
+    })
+    .await;
+}
+
+/// Waits until the log of `branch` is stored as far as the server has flushed it.
+pub async fn wait_branch(site: &Site, server: &TestServer, branch: u32) -> Position {
+    let at = flushed(server).await;
+    wait_until("the log of the timeline", DEADLINE, async || {
+        let state = state(site).await?;
+        let pieces = state.pieces.iter();
+        let end = pieces
+            .filter(|piece| piece.branch == Branch(branch))
+            .map(|piece| piece.end);
+        (end.max()? >= at).then_some(())
+    })
+    .await;
+    at
+}
+
+/// Waits until `moment` is settled.
+pub async fn wait_settled(site: &Site, moment: Timestamp) {
+    wait_until("the moment to be settled", DEADLINE, async || {
+        let state = state(site).await?;
+        let pieces = state.pieces.iter().filter_map(|piece| piece.settled_after);
+        let settled = state.settled.iter().map(|settled| settled.through);
+        (pieces.chain(settled).max()? >= moment).then_some(())
+    })
+    .await;
+}
+
+pub async fn restored_ids(site: &Site, target: Target) -> String {
+    ids(&restore_to(site, target).await.unwrap()).await
+}
+
+pub async fn ids(restored: &Restored) -> String {
+    restored
+        .value("SELECT coalesce(string_agg(id::text, ',' ORDER BY id), '') FROM t")
+        .await
 }

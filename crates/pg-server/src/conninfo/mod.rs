@@ -62,15 +62,53 @@ pub enum ChannelBinding {
     Require,
 }
 
-/// Which of several hosts will do.
+/// Which of several hosts will do, with libpq's meanings (`target_session_attrs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TargetSession {
     /// The first that answers.
     Any,
-    /// One that accepts writes: `primary` or `read-write`.
+    /// One whose transactions may write by default: not in recovery, and not
+    /// `default_transaction_read_only`.
+    ReadWrite,
+    /// One whose transactions may not.
+    ReadOnly,
+    /// One that is not in recovery.
     Primary,
-    /// One in recovery: `standby` or `read-only`.
+    /// One in recovery.
     Standby,
+    /// One in recovery if any of the hosts is, else any.
+    PreferStandby,
+}
+
+impl TargetSession {
+    /// What to look for in turn, each time among all hosts.
+    pub(crate) fn passes(self) -> &'static [Self] {
+        match self {
+            Self::Any => &[Self::Any],
+            Self::ReadWrite => &[Self::ReadWrite],
+            Self::ReadOnly => &[Self::ReadOnly],
+            Self::Primary => &[Self::Primary],
+            Self::Standby => &[Self::Standby],
+            Self::PreferStandby => &[Self::Standby, Self::Any],
+        }
+    }
+
+    /// Why a server will not do, by what it reports at login (`in_hot_standby` and
+    /// `default_transaction_read_only`, as `PQconnectPoll` in `fe-connect.c` reads them); `None` if it will.
+    pub(crate) fn unmet<'p>(
+        self,
+        parameter: impl Fn(&'static str) -> Option<&'p str>,
+    ) -> Option<&'static str> {
+        let in_recovery = parameter("in_hot_standby") == Some("on");
+        let read_only = in_recovery || parameter("default_transaction_read_only") == Some("on");
+        match self {
+            Self::Any | Self::PreferStandby => None,
+            Self::ReadWrite => read_only.then_some("the server takes no writes"),
+            Self::ReadOnly => (!read_only).then_some("the server takes writes"),
+            Self::Primary => in_recovery.then_some("the server is in recovery"),
+            Self::Standby => (!in_recovery).then_some("the server is not in recovery"),
+        }
+    }
 }
 
 /// A password that no formatting shows.
@@ -310,6 +348,29 @@ impl ConnInfo {
             ..self.clone()
         }
     }
+
+    /// Each host alone, in order.
+    pub fn each_host(&self) -> impl Iterator<Item = Self> {
+        self.hosts.iter().map(|host| Self {
+            hosts: vec![host.clone()],
+            ..self.clone()
+        })
+    }
+
+    /// The same hosts for each kind of server that will do, in the order in which to look for them.
+    pub fn passes(&self) -> impl Iterator<Item = Self> {
+        let passes = self.target.passes().iter();
+        passes.map(|target| self.with_target(*target))
+    }
+
+    /// The same hosts, of which another kind will do.
+    #[must_use]
+    pub fn with_target(&self, target: TargetSession) -> Self {
+        Self {
+            target,
+            ..self.clone()
+        }
+    }
 }
 
 /// Adds what the service file and the environment give and the string does not.
@@ -384,12 +445,15 @@ fn build(options: &Options, surroundings: &Surroundings<'_>) -> Result<ConnInfo>
     };
     let target = match get("target_session_attrs") {
         None | Some("any") => TargetSession::Any,
-        Some("primary" | "read-write") => TargetSession::Primary,
-        Some("standby" | "read-only") => TargetSession::Standby,
+        Some("read-write") => TargetSession::ReadWrite,
+        Some("read-only") => TargetSession::ReadOnly,
+        Some("primary") => TargetSession::Primary,
+        Some("standby") => TargetSession::Standby,
+        Some("prefer-standby") => TargetSession::PreferStandby,
         Some(_) => {
             return Err(not_one_of(
                 "target_session_attrs",
-                "any, primary, read-write, standby or read-only",
+                "any, read-write, read-only, primary, standby or prefer-standby",
             ));
         }
     };

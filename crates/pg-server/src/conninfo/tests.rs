@@ -302,3 +302,38 @@ fn tls_modes_and_roots() {
         .identity;
     assert_eq!(identity, Some(("/c".into(), "/k".into())));
 }
+
+/// What a server reports, and for each value of `target_session_attrs` whether it will do, by the table of
+/// libpq's documentation.
+#[test]
+fn target_session_attrs_mean_what_libpq_says() {
+    // in_hot_standby, default_transaction_read_only; any, read-write, read-only, primary, standby.
+    let table = [
+        ("off", "off", [true, true, false, true, false]),
+        ("off", "on", [true, false, true, true, false]),
+        ("on", "off", [true, false, true, false, true]),
+        ("on", "on", [true, false, true, false, true]),
+    ];
+    let names = ["any", "read-write", "read-only", "primary", "standby"];
+    for (in_hot_standby, read_only, wanted) in table {
+        let parameter = |name| match name {
+            "in_hot_standby" => Some(in_hot_standby),
+            "default_transaction_read_only" => Some(read_only),
+            _ => None,
+        };
+        for (name, will_do) in names.into_iter().zip(wanted) {
+            let info = resolve(&format!("target_session_attrs={name}")).unwrap();
+            let unmet = info.target.unmet(parameter);
+            assert_eq!(unmet.is_none(), will_do, "{name}: {unmet:?}");
+        }
+    }
+    let info = resolve("host=a,b target_session_attrs=prefer-standby").unwrap();
+    let passes: Vec<_> = info.passes().map(|pass| pass.target).collect();
+    assert_eq!(passes, [TargetSession::Standby, TargetSession::Any]);
+    let hosts: Vec<_> = info
+        .each_host()
+        .map(|host| host.hosts[0].name.clone())
+        .collect();
+    assert_eq!(hosts, ["a", "b"]);
+    assert!(resolve("target_session_attrs=best").is_err());
+}

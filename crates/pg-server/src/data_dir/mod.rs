@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 pub use access::{Access, Agentless, choose};
 pub use agentless::AgentlessDataDir;
 pub use local::LocalDataDir;
-pub(crate) use local::why_not_the_servers;
+pub use local::why_not_the_servers;
 
 /// How deep directories may lie; a data directory has five levels, tablespaces included.
 const DEPTH_MAX: usize = 16;

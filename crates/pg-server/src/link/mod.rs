@@ -179,8 +179,20 @@ trait Login: Sync {
     ) -> impl Future<Output = Result<Self::Link>> + Send;
 }
 
-/// Tries the hosts in order, and for each what `sslmode` allows; the last error counts.
+/// Tries the hosts in order, and for each what `sslmode` allows; the last error counts. Where one kind
+/// of server is only preferred, all hosts are tried for it before any is taken.
 async fn connect<L: Login>(info: &ConnInfo, login: &L) -> Result<L::Link> {
+    let mut last = Error::ConnInfo("no host".to_owned());
+    for info in info.passes() {
+        match connect_once(&info, login).await {
+            Ok(link) => return Ok(link),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn connect_once<L: Login>(info: &ConnInfo, login: &L) -> Result<L::Link> {
     let mut last = Error::ConnInfo("no host".to_owned());
     for host in &info.hosts {
         let asks = attempts(info.tls.mode, host);

@@ -12,7 +12,7 @@ use tokio_postgres::tls::TlsConnect;
 use tokio_postgres::{CancelToken, Client, Config, SimpleQueryMessage};
 
 use super::{LinkStream, Login, attempts, connect, open};
-use crate::conninfo::{self, ConnInfo, Host, TargetSession};
+use crate::conninfo::{self, ConnInfo, Host};
 use crate::error::{Error, Result};
 
 /// A session that runs SQL. Dropping it closes the connection.
@@ -81,13 +81,7 @@ impl Login for SqlLogin {
             .connect_raw(stream, AlreadyOpen)
             .await
             .map_err(|e| Error::from_sql(&to, &e))?;
-        let in_recovery = connection.parameter("in_hot_standby") == Some("on");
-        let unwanted = match info.target {
-            TargetSession::Any => None,
-            TargetSession::Primary => in_recovery.then_some("the server is in recovery"),
-            TargetSession::Standby => (!in_recovery).then_some("the server is not in recovery"),
-        };
-        if let Some(detail) = unwanted {
+        if let Some(detail) = info.target.unmet(|name| connection.parameter(name)) {
             return Err(Error::Connect {
                 to,
                 detail: detail.to_owned(),

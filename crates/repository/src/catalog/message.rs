@@ -18,7 +18,9 @@ pub(crate) enum CatalogBody {
     LineageAdded {
         cluster: String,
         lineage: LineageId,
-        parent: Parent,
+        parent: Option<Parent>,
+        /// What the engine wants to remember from now on; empty where that stays as it was.
+        engine: Bytes,
     },
     ClusterRetired {
         cluster: String,
@@ -63,6 +65,8 @@ struct LineageAddedMessage {
     branch: u32,
     #[prost(uint64, tag = "5")]
     at: u64,
+    #[prost(bytes = "bytes", tag = "6")]
+    engine: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -87,12 +91,16 @@ impl CatalogBody {
                 cluster,
                 lineage,
                 parent,
+                engine,
             } => CatalogKind::LineageAdded(LineageAddedMessage {
                 cluster,
                 lineage: Bytes::copy_from_slice(&lineage.0),
-                parent: Bytes::copy_from_slice(&parent.lineage.0),
-                branch: parent.branch.0,
-                at: parent.at.0,
+                parent: parent.map_or_else(Bytes::new, |parent| {
+                    Bytes::copy_from_slice(&parent.lineage.0)
+                }),
+                branch: parent.map_or(0, |parent| parent.branch.0),
+                at: parent.map_or(0, |parent| parent.at.0),
+                engine,
             }),
             Self::ClusterRetired { cluster } => {
                 CatalogKind::ClusterRetired(ClusterRetiredMessage { cluster })
@@ -113,11 +121,15 @@ impl CatalogBody {
             },
             Some(CatalogKind::LineageAdded(m)) => Self::LineageAdded {
                 lineage: id(&m.lineage)?,
-                parent: Parent {
-                    lineage: id(&m.parent)?,
-                    branch: Branch(m.branch),
-                    at: Position(m.at),
+                parent: match &m.parent {
+                    none if none.is_empty() => None,
+                    parent => Some(Parent {
+                        lineage: id(parent)?,
+                        branch: Branch(m.branch),
+                        at: Position(m.at),
+                    }),
                 },
+                engine: m.engine,
                 cluster: m.cluster,
             },
             Some(CatalogKind::ClusterRetired(m)) => Self::ClusterRetired { cluster: m.cluster },

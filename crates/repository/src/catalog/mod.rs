@@ -31,7 +31,8 @@ pub struct Parent {
 pub struct LineageRecord {
     /// Its id.
     pub lineage: LineageId,
-    /// Where it came from; `None` for the first of a cluster.
+    /// Where it came from; `None` for the first of a cluster, and for one that has nothing in common with
+    /// those before it.
     pub parent: Option<Parent>,
     /// When it was entered.
     pub added_at: Timestamp,
@@ -42,7 +43,7 @@ pub struct LineageRecord {
 pub struct Cluster {
     /// Its name, unique among those not retired.
     pub name: String,
-    /// What the engine wants to remember of it, opaque.
+    /// What the engine wants to remember of it, opaque; of its newest lineage.
     pub engine: Bytes,
     /// Its lineages, the first one first. Never empty.
     pub lineages: Vec<LineageRecord>,
@@ -120,11 +121,14 @@ impl Logged for CatalogState {
                 cluster,
                 lineage,
                 parent,
+                engine,
             } => {
                 let Some(found) = self.live_mut(&cluster) else {
                     return unknown(&cluster);
                 };
-                let parent = Some(parent);
+                if !engine.is_empty() {
+                    found.engine = engine;
+                }
                 found.lineages.push(LineageRecord {
                     lineage,
                     parent,

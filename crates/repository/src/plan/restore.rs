@@ -33,7 +33,7 @@ pub struct PieceRange {
 /// What a restore fetches and where it stops. Prints itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestorePlan {
-    /// The branch to recover along.
+    /// The branch to recover along: the one on which the log stops.
     pub branch: Branch,
     /// The last record to replay. The log is cut at its end, and its start is the recovery target.
     pub stop: RecordSpan,
@@ -101,7 +101,7 @@ pub fn plan_to(state: &LineageState, branch: Branch, stop: RecordSpan) -> Option
         .max_by_key(|base| (base.end, base.entry))?;
     let from = log_from(base_backup, state.log_unit);
     let pieces = choose_pieces(&coverage, from, stop.end)?;
-    let log = coverage
+    let log: Vec<LogRange> = coverage
         .legs
         .iter()
         .map(|leg| LogRange {
@@ -112,7 +112,8 @@ pub fn plan_to(state: &LineageState, branch: Branch, stop: RecordSpan) -> Option
         .filter(|range| range.from < range.to)
         .collect();
     Some(RestorePlan {
-        branch,
+        // Where the log stops before a fork, what comes behind that is not asked for.
+        branch: log.last().map_or(branch, |range| range.branch),
         stop,
         base_backup: base_backup.clone(),
         log,

@@ -504,6 +504,10 @@ fn log_at_a_branch_boundary_belongs_to_one_branch() {
         .map(|part| (part.piece.branch.0, part.from.0, part.to.0))
         .collect();
     assert_eq!(pieces, [(1, 100, 200), (1, 200, 250), (2, 250, 320)]);
+    assert_eq!(plan.branch, Branch(2));
+    // Before the fork the child's log is not needed, nor is its segment file, which begins before the fork.
+    let before = plan_to(&ledger.state, Branch(2), span(180, 200)).unwrap();
+    assert_eq!(before.branch, Branch(1));
     let found = windows(&ledger.state);
     assert_eq!(
         found

@@ -8,7 +8,7 @@ use postgres_protocol::message::frontend;
 use tokio::io::AsyncWriteExt;
 
 use super::wire::{self, Fields, protocol};
-use crate::conninfo::{ChannelBinding, ConnInfo, Host, Password, TargetSession};
+use crate::conninfo::{ChannelBinding, ConnInfo, Host, Password};
 use crate::error::{Error, Result};
 use crate::link::{LinkStream, Transport};
 
@@ -50,13 +50,8 @@ pub(super) async fn log_in(
     session.send(&out).await?;
     session.authenticate().await?;
     let parameters = session.settle().await?;
-    let in_recovery = parameters.get("in_hot_standby").is_some_and(|v| v == "on");
-    let unwanted = match info.target {
-        TargetSession::Any => None,
-        TargetSession::Primary => in_recovery.then_some("the server is in recovery"),
-        TargetSession::Standby => (!in_recovery).then_some("the server is not in recovery"),
-    };
-    match unwanted {
+    let parameter = |name| parameters.get(name).map(String::as_str);
+    match info.target.unmet(parameter) {
         None => Ok(parameters),
         Some(detail) => Err(Error::Connect {
             to: session.to,
