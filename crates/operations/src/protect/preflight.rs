@@ -53,12 +53,7 @@ pub(super) async fn look_at_source(
         let (mut waits, mut last) = (None, None);
         for target in source.passes() {
             for host in target.each_host() {
-                let looked = async {
-                    let looked = look_at_server(host, data_dir).await?;
-                    refuse_problems(&looked).await?;
-                    Ok(looked)
-                };
-                match looked.await {
+                match look(host, data_dir, Problems::Refused).await {
                     Ok(looked) => return Ok(looked),
                     Err(error) if restarts(&error) => waits = Some(error),
                     Err(error) => last = Some(error),
@@ -76,11 +71,26 @@ pub(super) async fn look_at_source(
     }
 }
 
-/// Looks at a server and at its data directory.
+/// Whether what `check` calls a problem is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Problems {
+    Refused,
+    /// The cluster is protected already: it had none when that began, and log that comes is better than none.
+    Ignored,
+}
+
+/// Looks at a server of a cluster that is protected, and at its data directory.
 pub(super) async fn look_at_server(info: ConnInfo, data_dir: Option<&Path>) -> Result<Looked> {
+    look(info, data_dir, Problems::Ignored).await
+}
+
+async fn look(info: ConnInfo, data_dir: Option<&Path>, problems: Problems) -> Result<Looked> {
     let sql = SqlLink::connect(&info).await?;
     let facts = ServerFacts::read(&sql).await?;
     let data_dir = local_data_dir(&info, data_dir, &facts)?;
+    if problems == Problems::Refused {
+        refuse_problems(&info, &data_dir).await?;
+    }
     let control = read_control_file(&data_dir).await?.1;
     check_same_cluster(&data_dir, &control, &facts)?;
     check_same_server(&data_dir, &sql).await?;
@@ -170,8 +180,8 @@ async fn check_same_server(data_dir: &Path, sql: &SqlLink) -> Result<()> {
     ))
 }
 
-async fn refuse_problems(looked: &Looked) -> Result<()> {
-    let facts = CheckFacts::read(&looked.info, Some(&looked.data_dir)).await?;
+async fn refuse_problems(info: &ConnInfo, data_dir: &Path) -> Result<()> {
+    let facts = CheckFacts::read(info, Some(data_dir)).await?;
     let problems: Vec<Finding> = findings(&facts)
         .into_iter()
         .filter(|finding| finding.severity == Severity::Problem)

@@ -74,6 +74,9 @@ pub struct Stopped {
     pub notes: Vec<String>,
 }
 
+/// The pause before the source is looked for again.
+const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
+
 /// How often the other hosts are asked whether one of them was promoted.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -197,6 +200,11 @@ impl Protection<'_> {
                 Ended::Stopped => return Ok(durable),
                 Ended::LookAgain(reason) => {
                     tracing::warn!(%durable, reason, "the source is looked for again");
+                    // Behind an address that leads to one server and then to another this would spin.
+                    tokio::select! {
+                        () = self.stop.cancelled() => return Ok(durable),
+                        () = tokio::time::sleep(LOOK_AGAIN_PAUSE) => {}
+                    }
                 }
                 Ended::Gap(reason) => {
                     tracing::error!(%durable, reason, "the log has a gap; a new base backup follows");
