@@ -1,6 +1,6 @@
 # The commands of this project. Each installs what it needs; see scripts/setup.
 
-.PHONY: build demo test lint acceptance bench clean
+.PHONY: build demo test lint acceptance bench package clean
 
 build:
 	cargo build --release --locked -p borealis-cli
@@ -20,16 +20,20 @@ lint: setup-test
 	scripts/check-docs
 	scripts/check-deny
 
-# What takes longer: many seeds, long chaos.
-acceptance: setup-test
+# What takes longer: many seeds, long chaos, the package installed.
+acceptance: setup-acceptance
 	scripts/acceptance
 
 # The measurements of docs/benchmarks.md.
 bench: setup-bench build
 	scripts/bench
 
-.PHONY: setup-demo setup-test setup-bench
-setup-demo setup-test setup-bench: setup-%:
+# A Debian package in target/package.
+package: setup-package
+	scripts/package
+
+.PHONY: setup-demo setup-test setup-acceptance setup-bench setup-package
+setup-demo setup-test setup-acceptance setup-bench setup-package: setup-%:
 	scripts/setup $*
 
 clean:

@@ -65,8 +65,32 @@ pub struct SourceArgs {
 #[derive(Debug, Clone, Args)]
 pub struct DataDirArg {
     /// The server's data directory on this machine [default: what the server says]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "agentless")]
     pub data_dir: Option<PathBuf>,
+    /// Read the server's files through SQL; by default where its data directory can't be read here
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_value = "auto", default_missing_value = "always")]
+    pub agentless: Agentless,
+}
+
+/// When the server's files are read through SQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Agentless {
+    /// Where its data directory can't be read here
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl From<Agentless> for borealis_pg_server::data_dir::Agentless {
+    fn from(agentless: Agentless) -> Self {
+        match agentless {
+            Agentless::Auto => Self::Auto,
+            Agentless::Always => Self::Always,
+            Agentless::Never => Self::Never,
+        }
+    }
 }
 
 /// Which cluster of the repository.
@@ -93,6 +117,8 @@ pub enum Command {
     Unprotect(Unprotect),
     /// Show what is protected and to which moments it can be restored
     Status(Status),
+    /// Find what was dropped, truncated or deleted, with the command that restores to just before
+    Find(Find),
     /// Restore a cluster to a moment, a position or a snapshot, into a new directory
     Restore(Restore),
     /// Name a moment to keep
@@ -211,13 +237,38 @@ pub struct Status {
     pub fail_if_lag: Option<Duration>,
 }
 
+/// `borealis find`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    borealis find --cluster sales --since '2 hours ago'\n  \
+    borealis find --cluster sales --since 2026-11-21T08:00:00Z --until 2026-11-21T09:00:00Z --min-rows 100000")]
+pub struct Find {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// Look at commits from this time on (RFC 3339, a local time, or '2 hours ago') [default: 24 hours before --until]
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Look at commits up to this time [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Show transactions that deleted and updated at least this many rows; from 100 on they are recorded
+    #[arg(long, value_name = "N", default_value = "1000")]
+    pub min_rows: u64,
+    /// Show rewrites (VACUUM FULL, ALTER TABLE and so on), lone indexes and unlogged relations, too
+    #[arg(long)]
+    pub all: bool,
+}
+
 /// `borealis restore`.
+#[allow(clippy::struct_excessive_bools)] // each is an option of its own
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     borealis restore --to '10 minutes ago' --target-dir /srv/restored --dry-run\n  \
     borealis restore --to 2026-11-21T08:15:00.123456Z --target-dir /srv/restored --start --port 5433\n  \
     borealis restore --to lsn:0/5000148 --target-dir /srv/restored\n  \
-    borealis restore --to snapshot:before-upgrade --target-dir /srv/restored")]
+    borealis restore --to snapshot:before-upgrade --target-dir /srv/restored\n  \
+    borealis restore --to latest --target-dir /srv/restored --delta")]
 pub struct Restore {
     /// The cluster.
     #[command(flatten)]
@@ -228,7 +279,8 @@ pub struct Restore {
     /// An earlier lineage of the cluster, by its identifier or the beginning of that [default: the newest]
     #[arg(long, value_name = "ID")]
     pub lineage: Option<String>,
-    /// Where the restored data directory goes: absent, empty, or an unfinished restore of ours
+    /// Where the restored data directory goes: absent, empty, an unfinished restore of ours, or with --delta a
+    /// data directory of the same server
     #[arg(long, value_name = "DIR")]
     pub target_dir: PathBuf,
     /// Start the restored server and wait until it answers
@@ -246,6 +298,9 @@ pub struct Restore {
     /// Prepare a standby that goes on replaying, instead of a primary that stops at the target
     #[arg(long, conflicts_with = "start")]
     pub standby: bool,
+    /// Write over a stopped data directory of the same server, only what differs
+    #[arg(long)]
+    pub delta: bool,
     /// Print the plan and do nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -1,12 +1,12 @@
 //! The `borealis` program: reads the command line, calls one function of `commands`, prints its
 //! answer, and turns a failure into a message and an exit code.
 
-mod args;
 mod commands;
 mod config;
 mod failure;
 mod output;
 mod progress;
+mod service;
 mod target;
 
 use std::ffi::OsString;
@@ -14,6 +14,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use borealis_base::ErrorKind;
+use borealis_cli::args;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 

@@ -42,10 +42,27 @@ fn named(text: &str, server: &TestServer) -> String {
     }
 }
 
+/// Rights that are needed to read the files through SQL, besides.
+const AGENTLESS_RIGHTS: [(&str, &str); 3] = [
+    (
+        "REVOKE EXECUTE ON FUNCTION pg_read_binary_file(text,bigint,bigint,boolean) FROM backup",
+        "EXECUTE pg_read_binary_file(text,bigint,bigint,boolean)",
+    ),
+    (
+        "REVOKE EXECUTE ON FUNCTION pg_ls_dir(text,boolean,boolean) FROM backup",
+        "EXECUTE pg_ls_dir(text,boolean,boolean)",
+    ),
+    (
+        "REVOKE EXECUTE ON FUNCTION pg_stat_file(text,boolean) FROM backup",
+        "EXECUTE pg_stat_file(text,boolean)",
+    ),
+];
+
 struct World {
     server: TestServer,
     site: Site,
-    data_dir: String,
+    /// The options that say how the files are read.
+    reading: Vec<String>,
 }
 
 impl World {
@@ -68,13 +85,20 @@ impl World {
         Self {
             server,
             site,
-            data_dir,
+            reading: vec!["--data-dir".to_owned(), data_dir],
+        }
+    }
+
+    async fn agentless() -> Self {
+        Self {
+            reading: vec!["--agentless".to_owned()],
+            ..Self::new("").await
         }
     }
 
     async fn run(&self, arguments: &[&str]) -> Answer {
-        let named = ["--data-dir", &self.data_dir];
-        self.site.run(&[arguments, &named].concat()).await
+        let reading: Vec<&str> = self.reading.iter().map(String::as_str).collect();
+        self.site.run(&[arguments, &reading].concat()).await
     }
 
     /// The problems that `check` finds.
@@ -123,16 +147,14 @@ fn subjects(problems: &[Value]) -> Vec<&str> {
         .collect()
 }
 
-#[tokio::test]
-async fn each_missing_grant_is_named_with_the_sql_that_gives_it() {
-    let world = World::new("").await;
+async fn each_right_is_asked_for(world: &World, rights: &[(&str, &str)]) {
     // A role that may nothing but log in needs what is printed, and nothing else.
     let problems = world.problems().await;
-    assert_eq!(problems.len(), RIGHTS.len() + 1, "{problems:#?}");
+    assert_eq!(problems.len(), rights.len() + 1, "{problems:#?}");
     world.expect_refusal(&problems).await;
     world.paste(&problems).await;
     assert_eq!(world.problems().await, Vec::<Value>::new());
-    for (revoke, subject) in RIGHTS {
+    for (revoke, subject) in rights {
         let revoke = named(revoke, &world.server);
         let subject = named(subject, &world.server);
         world.server.sql(&revoke).await;
@@ -150,6 +172,20 @@ async fn each_missing_grant_is_named_with_the_sql_that_gives_it() {
         .run(&["protect", "--once", "--no-slot"])
         .await
         .expect(0);
+}
+
+#[tokio::test]
+async fn each_missing_grant_is_named_with_the_sql_that_gives_it() {
+    each_right_is_asked_for(&World::new("").await, &RIGHTS).await;
+}
+
+#[tokio::test]
+async fn each_grant_that_is_missing_to_read_through_sql_is_named_with_the_sql_that_gives_it() {
+    let world = World::agentless().await;
+    let rights = [&RIGHTS[..], &AGENTLESS_RIGHTS].concat();
+    each_right_is_asked_for(&world, &rights).await;
+    let answer = world.run(&["check"]).await.expect(0);
+    let _ = answer.says("read through SQL: asked for");
 }
 
 #[tokio::test]

@@ -57,7 +57,15 @@ async fn first_path(major: u32) {
             .to_string()
             .contains(&format!("PostgreSQL {major}."))
     );
-    let protect = Protect::begin(&site, &OFTEN).await;
+    // On two majors the first base backup is read through SQL, on the others those after it.
+    let (first, later) = match major {
+        14 | 17 => ("--agentless", "--agentless=never"),
+        _ => ("--agentless=never", "--agentless"),
+    };
+    let arguments = |how| [&[how][..], &OFTEN].concat();
+    let protect = Protect::begin(&site, &arguments(first)).await;
+    protect.stop().await;
+    let protect = Protect::begin(&site, &arguments(later)).await;
 
     let running = workload.start(u64::MAX);
     site.wait_status("incremental base backups", |status| {

@@ -8,6 +8,7 @@ use borealis_pg_format::Fork;
 use borealis_pg_format::index::{ChangeMap, Event, EventKind, LogIndex};
 use borealis_repository::Repository;
 use borealis_repository::inspect::{Inspector, Inspectors, entry_content, inspect};
+use borealis_repository::log::names::FRAME_NAMES;
 use borealis_repository::log::piece::{FRAME_LOG_INDEX, FRAME_TIME_MAP};
 use borealis_repository::log::time_map::decode_steps;
 use borealis_repository::object::{FrameKind, ObjectHead, ObjectKind, ObjectView};
@@ -94,6 +95,10 @@ impl Inspector for LedgerEntryInspector {
             let shown = index.map_or_else(|error| unreadable(&error), |index| show_index(&index));
             fields.insert("log_index".to_owned(), shown);
         }
+        if object.head().frames_of(FRAME_NAMES).next().is_some() {
+            let names = names_of(object, keys)?;
+            fields.insert("names_read".to_owned(), names);
+        }
         Ok(content)
     }
 }
@@ -114,6 +119,16 @@ fn piece_frame(
             .damaged(format!("frame {number} is cut short")));
     }
     Ok(Some(plain.slice(PIECE_HEADER_BYTES..)))
+}
+
+/// The names in an entry, as they are stored.
+fn names_of(object: &ObjectView, keys: &DataKeys) -> borealis_repository::Result<Value> {
+    let mut all = Vec::new();
+    for number in object.head().frames_of(FRAME_NAMES) {
+        let plain = object.frame(keys, number)?;
+        all.extend_from_slice(plain.get(PIECE_HEADER_BYTES..).unwrap_or_default());
+    }
+    Ok(serde_json::from_slice(&all).unwrap_or_else(|error| unreadable(&error)))
 }
 
 /// What was authenticated and makes no sense is shown as that: whoever inspects an object wants to see
@@ -157,6 +172,7 @@ fn show_index(index: &LogIndex) -> Value {
             .collect::<Vec<_>>(),
         "events": index.events.iter().map(show_event).collect::<Vec<_>>(),
         "events_left_out": index.events_left_out,
+        "catalogs_changed": index.catalogs_changed,
         "transactions_left_out": index.transactions_left_out,
         "samples_left_out": index.samples_left_out,
         "unparsed": index.unparsed.iter()
@@ -216,9 +232,25 @@ fn show_event(event: &Event) -> Value {
             time,
             relations,
             count,
+            created,
+            created_complete,
         } => json!({"relations_dropped": {
             "xid": xid, "time": time, "count": count,
             "relations": relations.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "created": created.iter().map(|made| json!({
+                "relation": made.relation.to_string(), "filled": made.filled,
+            })).collect::<Vec<_>>(),
+            "created_complete": created_complete,
+        }}),
+        EventKind::DropCommitted {
+            xid,
+            time,
+            before,
+            databases,
+            tablespaces,
+        } => json!({"drop_committed": {
+            "xid": xid, "time": time, "before": before,
+            "databases": databases, "tablespaces": tablespaces,
         }}),
         EventKind::RelationTruncated {
             xid,

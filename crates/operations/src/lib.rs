@@ -6,12 +6,14 @@
 //!   stop → log durable past the stop → ledger.
 //! - restore ([`restore`]): moment → position → base backup and log → files, control file last → recovery
 //!   → ready. [`wal_fetch`] answers the recovering server.
+//! - [`find`]: log indexes and names → what was dropped, truncated, deleted → the command that restores to before.
 //! - [`snapshot`], [`status`], [`verify`] and [`inspect`] read what the repository holds.
 //!
 //! A [`Site`] is an open repository; everything here starts from one.
 
 pub mod base_backup;
 pub mod error;
+pub mod find;
 pub mod host;
 pub mod inspect;
 pub mod protect;

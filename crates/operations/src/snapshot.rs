@@ -517,6 +517,7 @@ mod tests {
             resume_at: Position(end),
             stored_bytes: 1,
             head_digest: [0; 32],
+            engine: None,
         }
     }
 

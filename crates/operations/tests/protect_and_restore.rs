@@ -12,11 +12,13 @@ use borealis_base::{NoProgress, Position};
 use borealis_operations::protect;
 use borealis_operations::restore::{self, Options, prepare};
 use borealis_repository::plan::Target;
-use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer, server_dir, system_user};
+use borealis_testkit::server::{
+    DEADLINE, ServerOptions, TestServer, free_port, server_dir, system_user,
+};
 use borealis_testkit::{installed, wait_until};
 use common::{
-    Protecting, base_backups, copy, free_port, lineage_of, now, options, restore_lineage,
-    restore_to, site, wait_shipped,
+    Protecting, base_backups, copy, lineage_of, now, options, restore_lineage, restore_to, site,
+    wait_shipped,
 };
 
 #[tokio::test(flavor = "multi_thread")]

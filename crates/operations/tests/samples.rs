@@ -12,6 +12,7 @@ use borealis_operations::protect::log_frame;
 use borealis_operations::restore::recovery_file::{RECOVERY_FILE, RecoveryFile, State};
 use borealis_pg_format::index::{CarryState, LogIndex};
 use borealis_pg_server::data_dir::config_files::Role;
+use borealis_pg_server::names::Names;
 
 fn sample(name: &str) -> Vec<u8> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples");
@@ -94,9 +95,37 @@ fn a_restore_file_of_format_1_is_still_read() {
         log_in_place: None,
         log_end: Some(Position(0x16_B374_D848)),
         segment_size: 16 << 20,
+        directory: None,
     };
     assert_eq!(
         RecoveryFile::load(directory.path()).unwrap(),
         Some(expected)
     );
+}
+
+#[test]
+fn names_of_format_1_are_still_read() {
+    let names: Names = serde_json::from_slice(&sample("names-1.json")).unwrap();
+    assert_eq!(names.tablespaces[0].name, "fast");
+    let [skipped, unread, read] = names.databases.as_slice() else {
+        panic!("{names:?}");
+    };
+    assert_eq!((&skipped.relations, &skipped.unread), (&None, &None));
+    assert_eq!(unread.unread.as_deref(), Some("it allows no connections"));
+    assert_eq!((read.name.as_str(), read.tablespace), ("Größe", 16_500));
+    let relations = read.relations.as_ref().unwrap();
+    let short: Vec<_> = (relations.iter())
+        .map(|r| (r.oid, r.kind.as_str(), r.tablespace, r.file, r.owner))
+        .collect();
+    assert_eq!(
+        short,
+        [
+            (16_401, "r", 0, 30_000, 0),
+            (16_405, "t", 0, 30_001, 16_401),
+            (16_406, "p", 0, 0, 0),
+            (16_407, "r", 1663, 16_407, 16_406),
+        ]
+    );
+    assert!(relations[3].partition && relations[3].unlogged);
+    assert!(!relations[0].partition && !relations[0].unlogged);
 }

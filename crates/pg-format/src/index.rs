@@ -11,7 +11,9 @@
 
 pub mod carry;
 pub mod change_map;
+pub mod digest;
 pub mod events;
+pub mod files;
 mod hash;
 pub mod indexer;
 pub mod rows;
@@ -20,12 +22,20 @@ mod wire;
 
 pub use carry::CarryState;
 pub use change_map::{ChangeMap, ForkChanges, ForkKey, Widening, visibility_map_block};
+pub use digest::EventDigest;
 pub use events::{
     Event, EventKind, FullPageWritesChange, LogIndex, ParameterChange, RedoPoint, RelationRows,
     Unparsed,
 };
+pub use files::CreatedRelation;
 pub use indexer::{Cut, LogIndexer};
 
 /// The number of the rules by which indexes are made. It rises whenever a rule changes, so that an
 /// index made by a rule that turned out wrong can be found, and made again from the kept log.
-pub const RULE_SET: u32 = 1;
+pub const RULE_SET: u32 = 2;
+/// The lowest rule set whose change maps are made by the rules of [`RULE_SET`]: what came since concerns
+/// events only.
+pub const CHANGE_MAP_RULE_SET: u32 = 1;
+
+/// Stands for any number of databases, where there are too many to list. No database has it.
+pub const MANY_DATABASES: u32 = u32::MAX;

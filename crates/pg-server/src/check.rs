@@ -1,11 +1,10 @@
 //! Whether a server can be protected, and what to paste where it cannot. [`findings`] is pure: it
 //! judges what [`CheckFacts::read`] has seen.
 
-use std::path::Path;
-
 use borealis_pg_format::wal::WAL_PAGE_SIZE;
 
 use crate::conninfo::{ConnInfo, Host};
+use crate::data_dir::{Access, why_not_the_servers};
 use crate::error::Result;
 use crate::link::{ReplicationLink, SqlLink, quote_identifier};
 use crate::source::ServerFacts;
@@ -44,6 +43,7 @@ pub struct Finding {
 }
 
 /// What the role may do.
+#[allow(clippy::struct_excessive_bools)] // rights that are independent of each other
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleFacts {
     /// Its name.
@@ -54,6 +54,8 @@ pub struct RoleFacts {
     pub replication: bool,
     /// Whether it sees all settings.
     pub reads_settings: bool,
+    /// Whether it may read files outside the data directory.
+    pub reads_server_files: bool,
     /// Functions that are needed, and whether it may call them.
     pub functions: Vec<(String, bool)>,
 }
@@ -77,8 +79,12 @@ pub struct CheckFacts {
     pub protected: bool,
     /// The client's address as the server sees it.
     pub client_address: Option<String>,
-    /// With a data directory given: `None` where it can be read and is this server's, else why not.
-    pub data_dir: Option<Option<String>>,
+    /// Databases that allow connections, but none by this role.
+    pub not_entered: Vec<String>,
+    /// How files are read.
+    pub access: Access,
+    /// Why the data directory can't be read here, or is not the server's; `None` where it can or need not.
+    pub unreadable: Option<String>,
 }
 
 /// The functions that protection calls. Agentless reading needs three more.
@@ -103,11 +109,11 @@ fn functions(major: u32, agentless: bool) -> Vec<&'static str> {
 }
 
 impl CheckFacts {
-    /// Looks at the server that `info` names and, where given, at its data directory.
-    pub async fn read(info: &ConnInfo, data_dir: Option<&Path>) -> Result<Self> {
+    /// Looks at the server that `info` names and, where its files are read here, at its data directory.
+    pub async fn read(info: &ConnInfo, access: &Access) -> Result<Self> {
         let link = SqlLink::connect(info).await?;
         let server = ServerFacts::read(&link).await?;
-        let role = read_role(&link, functions(server.major(), data_dir.is_none())).await?;
+        let role = read_role(&link, functions(server.major(), access.local().is_none())).await?;
         let used = link
             .row(
                 "SELECT current_setting('max_wal_senders')::bigint - \
@@ -125,22 +131,34 @@ impl CheckFacts {
             },
             Err(error) => Some(error.to_string()),
         };
-        let data_dir = match data_dir {
+        let unreadable = match access.local() {
             None => None,
-            Some(dir) => Some(inspect_data_dir(dir, server.system_id)),
+            Some(dir) => why_not_the_servers(dir, &link).await?,
         };
         Ok(Self {
+            not_entered: not_entered(&link).await?,
             senders_free: used.get("senders")?,
             slots_free: used.get("slots")?,
             client_address: used.optional("client")?,
             replication_refused,
             pooled: is_pooled(&link, info).await?,
             protected: link.is_encrypted() || is_on_this_machine(link.host()),
-            data_dir,
+            access: access.clone(),
+            unreadable,
             role,
             server,
         })
     }
+}
+
+async fn not_entered(link: &SqlLink) -> Result<Vec<String>> {
+    let rows = link
+        .rows(
+            "SELECT datname FROM pg_database WHERE datallowconn \
+             AND NOT has_database_privilege(oid, 'CONNECT') ORDER BY oid",
+        )
+        .await?;
+    rows.iter().map(|row| row.get("datname")).collect()
 }
 
 fn is_on_this_machine(host: &Host) -> bool {
@@ -156,7 +174,8 @@ async fn read_role(link: &SqlLink, wanted: Vec<&'static str>) -> Result<RoleFact
     let row = link
         .row(
             "SELECT rolname, rolsuper, rolreplication, \
-             pg_has_role(current_user, 'pg_read_all_settings', 'USAGE') AS settings \
+             pg_has_role(current_user, 'pg_read_all_settings', 'USAGE') AS settings, \
+             pg_has_role(current_user, 'pg_read_server_files', 'USAGE') AS files \
              FROM pg_roles WHERE rolname = current_user",
         )
         .await?;
@@ -175,6 +194,7 @@ async fn read_role(link: &SqlLink, wanted: Vec<&'static str>) -> Result<RoleFact
         superuser: row.flag("rolsuper")?,
         replication: row.flag("rolreplication")?,
         reads_settings: row.flag("settings")?,
+        reads_server_files: row.flag("files")?,
         functions,
     })
 }
@@ -191,23 +211,6 @@ async fn is_pooled(link: &SqlLink, info: &ConnInfo) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// Why `dir` cannot serve as the data directory of cluster `system_id`; `None` where it can.
-fn inspect_data_dir(dir: &Path, system_id: u64) -> Option<String> {
-    let path = dir.join("global/pg_control");
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) => return Some(format!("read {}: {error}", path.display())),
-    };
-    match borealis_pg_format::ControlFile::parse(&bytes) {
-        Ok(control) if control.system_identifier == system_id => None,
-        Ok(control) => Some(format!(
-            "holds cluster {}, not {system_id}",
-            control.system_identifier
-        )),
-        Err(error) => Some(error.to_string()),
-    }
 }
 
 /// Collects findings.
@@ -261,6 +264,8 @@ pub fn findings(facts: &CheckFacts) -> Vec<Finding> {
     let mut table = Table(Vec::new());
     server_findings(facts, &mut table);
     role_findings(facts, &mut table);
+    name_findings(facts, &mut table);
+    configuration_findings(facts, &mut table);
     connection_findings(facts, &mut table);
     advice(facts, &mut table);
     table.0
@@ -392,6 +397,27 @@ fn role_findings(facts: &CheckFacts, table: &mut Table) {
     );
 }
 
+fn name_findings(facts: &CheckFacts, table: &mut Table) {
+    let role = quote_identifier(&facts.role.name);
+    let grant = |database: &String| {
+        let database = quote_identifier(database);
+        format!("GRANT CONNECT ON DATABASE {database} TO {role};")
+    };
+    let missing = &facts.not_entered;
+    table.rate(
+        "CONNECT",
+        if missing.is_empty() {
+            "on each database".to_owned()
+        } else {
+            format!("not on {}", missing.join(", "))
+        },
+        "on each database: `find` calls relations by the names that are read there",
+        missing.is_empty(),
+        Severity::Advice,
+        Some(missing.iter().map(grant).collect::<Vec<_>>().join(" ")),
+    );
+}
+
 fn connection_findings(facts: &CheckFacts, table: &mut Table) {
     use Severity::{Advice, Problem};
     let line = match &facts.client_address {
@@ -435,16 +461,49 @@ fn connection_findings(facts: &CheckFacts, table: &mut Table) {
         Advice,
         None,
     );
-    if let Some(reason) = &facts.data_dir {
-        table.rate(
+    match &facts.access {
+        Access::Local(_) => table.rate(
             "data directory",
-            reason.as_deref().unwrap_or("readable"),
-            "readable by this user, and of this cluster",
-            reason.is_none(),
+            facts.unreadable.as_deref().unwrap_or("readable"),
+            "readable by this user, and of this server",
+            facts.unreadable.is_none(),
             Problem,
             None,
-        );
+        ),
+        Access::Agentless { because } => table.add(
+            "data directory",
+            format!("read through SQL: {because}"),
+            "readable here, which costs the server less; --agentless=never asks for that",
+            Severity::Ok,
+            None,
+        ),
     }
+}
+
+/// Through SQL, configuration outside the data directory needs a right of its own.
+fn configuration_findings(facts: &CheckFacts, table: &mut Table) {
+    let Some(data_dir) = &facts.server.data_directory else {
+        return;
+    };
+    let outside: Vec<String> = (facts.server.config_files.iter().flatten())
+        .filter(|path| !path.starts_with(data_dir))
+        .map(|path| path.display().to_string())
+        .collect();
+    if facts.access.local().is_some() || outside.is_empty() {
+        return;
+    }
+    let may = facts.role.superuser || facts.role.reads_server_files;
+    table.rate(
+        "pg_read_server_files",
+        if may { "member" } else { "not a member" },
+        format!("member, or these are not backed up: {}", outside.join(", ")),
+        may,
+        Severity::Advice,
+        Some(format!(
+            "GRANT pg_read_server_files TO {};",
+            quote_identifier(&facts.role.name)
+        )),
+    );
 }
 
 fn advice(facts: &CheckFacts, table: &mut Table) {

@@ -6,6 +6,7 @@
 //!    ▼
 //! link       one way to open a stream (TLS, login), two protocols over it:
 //!    ├─ SqlLink            → source, catalog, check   facts, grants, what to paste
+//!    │                     → names                    what the log's numbers stand for
 //!    │                     → backup                   start and stop in one session
 //!    └─ ReplicationLink    → ReplicationStream        log, never acknowledged before it is durable
 //!
@@ -40,6 +41,7 @@ pub mod data_dir;
 pub mod error;
 pub mod instance;
 pub mod link;
+pub mod names;
 pub mod recovery;
 pub mod source;
 

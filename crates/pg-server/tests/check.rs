@@ -3,6 +3,7 @@
 use borealis_pg_server::catalog;
 use borealis_pg_server::check::{CheckFacts, Finding, Severity, findings};
 use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::data_dir::Access;
 use borealis_pg_server::source::{ServerFacts, Setting};
 use borealis_testkit::TestServer;
 use borealis_testkit::server::ServerOptions;
@@ -16,9 +17,13 @@ fn problems(found: &[Finding]) -> Vec<&str> {
 }
 
 async fn look(info: &ConnInfo, server: Option<&TestServer>) -> (CheckFacts, Vec<Finding>) {
-    let facts = CheckFacts::read(info, server.map(TestServer::data_dir))
-        .await
-        .expect("readable");
+    let access = match server {
+        Some(server) => Access::Local(server.data_dir().to_owned()),
+        None => Access::Agentless {
+            because: "asked for".to_owned(),
+        },
+    };
+    let facts = CheckFacts::read(info, &access).await.expect("readable");
     let found = findings(&facts);
     (facts, found)
 }
@@ -160,6 +165,11 @@ async fn facts_decide_what_is_said() {
     }
     let found = with(&|f| set(&mut f.server, "wal_block_size", "16384"));
     assert_eq!(severity(found, "wal_block_size"), Severity::Problem);
+    let found = with(&|f| f.not_entered = vec!["shop".to_owned()]);
+    let connect = (found.iter()).find(|finding| finding.subject == "CONNECT");
+    let grant = connect.and_then(|finding| finding.sql.as_deref());
+    assert!(grant.is_some_and(|sql| sql.starts_with("GRANT CONNECT ON DATABASE \"shop\" TO ")));
+    assert_eq!(severity(found, "CONNECT"), Severity::Advice);
     let found = with(&|f| f.pooled = true);
     assert_eq!(severity(found, "pooler"), Severity::Problem);
     let found = with(&|f| {

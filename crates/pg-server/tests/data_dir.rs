@@ -8,8 +8,8 @@ use borealis_base::NoProgress;
 use borealis_pg_format::Version;
 use borealis_pg_format::files::FileKind;
 use borealis_pg_server::backup::BackupSession;
-use borealis_pg_server::data_dir::page_reader::{PageRead, PageReader};
-use borealis_pg_server::data_dir::{Listing, walk};
+use borealis_pg_server::data_dir::page_reader::{PageRead, PageReader, Wanted};
+use borealis_pg_server::data_dir::{DataDir, Listing, LocalDataDir};
 use borealis_testkit::server::ServerOptions;
 use borealis_testkit::{TestServer, Workload, WorkloadOptions};
 
@@ -25,23 +25,23 @@ fn read_everything(listing: &Listing, reader: &PageReader<'_>) -> BTreeMap<&'sta
         let first = of.segment * SEGMENT_PAGES;
         let count = u32::try_from(file.bytes / reader.page_bytes as u64).expect("a segment");
         let blocks = first..first + count;
+        let wanted = Wanted {
+            relation: of.relation,
+            fork: of.fork,
+            ranges: std::slice::from_ref(&blocks),
+        };
         reader
-            .read(
-                of.relation,
-                of.fork,
-                std::slice::from_ref(&blocks),
-                &mut |block, state, _| {
-                    let state = match state {
-                        PageRead::Good(_) => "good",
-                        PageRead::New => "new",
-                        PageRead::Newer(_) => "newer",
-                        PageRead::PastEnd | PageRead::Missing => "gone",
-                        PageRead::Damaged(fault) => panic!("{} block {block}: {fault}", file.path),
-                    };
-                    *counts.entry(state).or_default() += 1;
-                    Ok(())
-                },
-            )
+            .read(&[wanted], &mut |at, state, _| {
+                let state = match state {
+                    PageRead::Good(_) => "good",
+                    PageRead::New => "new",
+                    PageRead::Newer(_) => "newer",
+                    PageRead::PastEnd | PageRead::Missing => "gone",
+                    PageRead::Damaged(fault) => panic!("{} block {at}: {fault}", file.path),
+                };
+                *counts.entry(state).or_default() += 1;
+                Ok(())
+            })
             .expect("readable");
     }
     counts
@@ -64,8 +64,9 @@ async fn busy_server_yields_no_damaged_page_and_no_failed_listing() {
         .await
         .expect("starts");
     let version = Version::from_major(server.binaries().major).expect("is known");
+    let dir = LocalDataDir::new(server.data_dir());
     let reader = PageReader {
-        data_dir: server.data_dir().to_owned(),
+        dir: &dir,
         tablespace_directory: version.tablespace_directory(),
         page_bytes: 8192,
         segment_pages: SEGMENT_PAGES,
@@ -74,7 +75,7 @@ async fn busy_server_yields_no_damaged_page_and_no_failed_listing() {
         pause: &|delay: Duration| std::thread::sleep(delay),
     };
     for _ in 0..5 {
-        let listing = walk(server.data_dir(), &reader.tablespace_directory).expect("readable");
+        let listing = dir.listing(&reader.tablespace_directory).expect("readable");
         assert_eq!(listing.tablespaces.len(), 1);
         assert!(listing.skipped.is_empty(), "{:?}", listing.skipped);
         let counts = read_everything(&listing, &reader);

@@ -7,8 +7,8 @@ use std::path::Path;
 use borealis_base::{Branch, NoProgress, Position};
 use borealis_pg_format::Version;
 use borealis_pg_server::backup::BackupSession;
-use borealis_pg_server::data_dir::config_files::{LocalFiles, gather};
-use borealis_pg_server::data_dir::walk;
+use borealis_pg_server::data_dir::config_files::gather;
+use borealis_pg_server::data_dir::{DataDir, LocalDataDir};
 use borealis_pg_server::recovery::{Goal, Origin, Place, Recovery, configure};
 use borealis_pg_server::source::ServerFacts;
 use borealis_testkit::TestServer;
@@ -23,7 +23,7 @@ fn write(data_dir: &Path, path: &str, bytes: &[u8]) {
 }
 
 fn copy(source: &Path, target: &Path, tablespace_directory: &str) {
-    let listing = walk(source, tablespace_directory).expect("readable");
+    let listing = (LocalDataDir::new(source).listing(tablespace_directory)).expect("readable");
     std::fs::create_dir(target).expect("writable");
     for directory in
         std::iter::once(String::new()).chain(listing.directories.into_iter().map(|d| d.path))
@@ -70,7 +70,12 @@ async fn recovered_cluster_holds_what_came_before_the_target_and_nothing_of_its_
     let target = dir.path().join("restored");
     copy(server.data_dir(), &target, &version.tablespace_directory());
     let known = facts.config_files.each_ref().map(|path| path.as_deref());
-    let config = gather(server.data_dir(), known, &LocalFiles).expect("ends");
+    let config = gather(
+        server.data_dir(),
+        known,
+        &LocalDataDir::new(server.data_dir()),
+    )
+    .expect("ends");
     let stop = backup.stop().await.expect("stops");
     write(&target, "backup_label", stop.label.as_bytes());
 

@@ -59,6 +59,7 @@ fn bodies() -> Vec<EntryBody> {
             settled_after: Some(Timestamp(1_699_999_999_000_000)),
             last_record: Some(RECORD),
             resume_at: Position(0xA0),
+            engine: None,
         }),
         EntryBody::BaseBackup(BaseBackup {
             manifest: ObjectRef {
@@ -180,7 +181,8 @@ async fn back_up(
             .map(|(at, page)| (at, page.as_slice()))
             .collect();
         for some in wanted.chunks(10) {
-            let prepared = prepare_pages(number, PAGE, some, Compression::Zstd(1))?;
+            let prepared =
+                prepare_pages(number, PAGE, some, Compression::Zstd(1), &target.digester())?;
             builder.place(packs.push_pages(prepared).await?);
         }
     }

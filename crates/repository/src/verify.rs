@@ -25,10 +25,12 @@ use crate::log::piece::{
 };
 use crate::log::time_map::decode_steps;
 use crate::object::{ObjectHead, ObjectKind, ObjectView, fetch, fetch_head};
+use crate::pages::digests::{self, FrameDigests, PageDigester};
 use crate::pages::fetch::{Fetcher, check_identity, object_name};
+use crate::pages::frame::PageFrame;
 use crate::pages::manifest::{Blob, Manifest};
 use crate::pages::map::{Location, Run};
-use crate::pages::pack::{FRAME_BLOBS, FRAME_PAGES, blocking};
+use crate::pages::pack::{FRAME_BLOBS, FRAME_DIGESTS, FRAME_PAGES, blocking};
 use crate::pages::partial::PartialManifest;
 use crate::pages::read::{PageReader, decode_any};
 use crate::plan::coverage::{log_from, path};
@@ -559,12 +561,20 @@ async fn verify_pack(fetcher: &Arc<Fetcher>, used: &Arc<UsedPack>, deep: bool) -
         let head = view.head();
         check_identity(head, &used.object)?;
         check_named(head, &used)?;
+        let data_key = head.data_key().and_then(|key| keys.get(key));
+        let digester = data_key.map(|key| PageDigester::new(&key.secret));
+        // Digests stand behind the pages that they are of.
+        let mut made = BTreeMap::new();
         for number in 0..head.frames().len() as u32 {
             let plain = view.frame(&keys, number)?;
+            if head.frame(number)?.kind == FRAME_DIGESTS {
+                check_digests(&made, head, number, &plain)?;
+            }
             if head.frame(number)?.kind != FRAME_PAGES {
                 continue;
             }
             let pages = decode_any(head, number, &plain)?;
+            made.insert(number, digests_of(&pages, number, digester.as_ref()));
             for (frame, file, page_size, first, count) in used.runs.range((number, 0, 0, 0, 0)..) {
                 if *frame != number {
                     break;
@@ -584,6 +594,43 @@ async fn verify_pack(fetcher: &Arc<Fetcher>, used: &Arc<UsedPack>, deep: bool) -
         Ok(())
     })
     .await?
+}
+
+fn digests_of(
+    pages: &PageFrame,
+    frame: u32,
+    digester: Option<&PageDigester>,
+) -> Option<FrameDigests> {
+    let digester = digester?;
+    let pages_of = pages
+        .iter()
+        .map(|(page, content)| (page, digester.digest(&content)));
+    Some(FrameDigests {
+        frame,
+        file: pages.file(),
+        pages: pages_of.collect(),
+    })
+}
+
+/// Checks that the digests in a frame are those of the pages: a restore over files that are there believes them.
+fn check_digests(
+    made: &BTreeMap<u32, Option<FrameDigests>>,
+    head: &ObjectHead,
+    number: u32,
+    plain: &[u8],
+) -> Result<()> {
+    let told =
+        digests::decode(plain).map_err(|error| head.damaged(format!("frame {number}: {error}")))?;
+    match told
+        .iter()
+        .find(|told| made.get(&told.frame).and_then(Option::as_ref) != Some(told))
+    {
+        None => Ok(()),
+        Some(told) => Err(head.damaged(format!(
+            "the digests in frame {number} are not those of the pages of frame {}",
+            told.frame
+        ))),
+    }
 }
 
 /// Checks that every frame that is named exists and is of the right kind.

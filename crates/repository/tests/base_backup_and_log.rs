@@ -76,6 +76,7 @@ fn piece(
         settled_after: Some(Timestamp(settled.1)),
         last_record: Some(last_record),
         resume_at: Position(end),
+        engine: None,
     });
     (
         body,
@@ -106,6 +107,7 @@ async fn store_base_backup(lineage: &Lineage) -> Manifest {
         8192,
         &[(0, &full), (1, &zero), (2, &full)],
         Compression::Zstd(3),
+        &target.digester(),
     )
     .unwrap();
     builder.place(packs.push_pages(prepared).await.unwrap());

@@ -111,6 +111,8 @@ pub struct Site {
     user: Option<SystemUser>,
     /// The repository's URL where it is no folder.
     url: Option<String>,
+    /// What the program finds in its environment besides.
+    environment: Vec<(String, String)>,
 }
 
 impl Site {
@@ -123,6 +125,7 @@ impl Site {
             binaries: server.binaries().clone(),
             user: None,
             url: None,
+            environment: Vec::new(),
         };
         site.configure(&server.dsn());
         site
@@ -167,6 +170,11 @@ impl Site {
             self.key_file().display()
         );
         std::fs::write(self.dir.path().join("config.toml"), text).expect("it is ours");
+    }
+
+    /// Gives the program a variable, from the next run on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// The folder of all this.
@@ -217,6 +225,7 @@ impl Site {
             .env(BIN_VARIABLE, &self.binaries.dir)
             .env("BOREALIS_CONFIG", self.dir.path().join("config.toml"))
             .env("NO_COLOR", "1")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .kill_on_drop(true);

@@ -97,10 +97,15 @@ pub struct TestServer {
     allowed: Vec<String>,
 }
 
-/// A port that nobody listens on now.
+/// A port that nobody listens on now, and whose socket in `/tmp` no killed server of another user has left locked.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("is bound").port()
+    loop {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let port = listener.local_addr().expect("is bound").port();
+        if !Path::new(&format!("/tmp/.s.PGSQL.{port}.lock")).exists() {
+            return port;
+        }
+    }
 }
 
 /// The system user of test servers: `postgres` where the tests run as root.

@@ -1,15 +1,18 @@
 //! `borealis check`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use borealis_base::ErrorKind;
+use borealis_pg_server::ConnInfo;
 use borealis_pg_server::SqlLink;
 use borealis_pg_server::check::{CheckFacts, Finding, Severity, findings};
+use borealis_pg_server::data_dir::{Access, choose};
 use borealis_pg_server::source;
 use serde::Serialize;
 
 use super::Context;
-use crate::args::Check;
+use crate::args::{Check, DataDirArg};
 use crate::failure::{Failure, exit_code};
 use crate::output::{self, table};
 
@@ -22,15 +25,8 @@ struct Checked {
 /// Runs the command.
 pub async fn run(context: &Context, args: &Check) -> Result<ExitCode, Failure> {
     let info = context.source(&args.source)?;
-    // Judged even where it cannot be read here, since protect reads it.
-    let data_dir = match &args.data_dir.data_dir {
-        Some(named) => Some(named.clone()),
-        None => (source::settings(&SqlLink::connect(&info).await?).await?)
-            .get("data_directory")
-            .filter(|path| !path.is_empty())
-            .map(Into::into),
-    };
-    let facts = CheckFacts::read(&info, data_dir.as_deref()).await?;
+    let access = access(&info, &args.data_dir).await?;
+    let facts = CheckFacts::read(&info, &access).await?;
     let findings = findings(&facts);
     let problems = (findings.iter())
         .filter(|finding| finding.severity == Severity::Problem)
@@ -42,6 +38,21 @@ pub async fn run(context: &Context, args: &Check) -> Result<ExitCode, Failure> {
     } else {
         ExitCode::from(exit_code(ErrorKind::Refused))
     })
+}
+
+/// As `protect` chooses. Where the server does not say where its files are, that is one of the findings, and
+/// what is needed to read them through SQL is told as well.
+async fn access(info: &ConnInfo, args: &DataDirArg) -> Result<Access, Failure> {
+    let link = SqlLink::connect(info).await?;
+    let settings = source::settings(&link).await?;
+    let said = settings
+        .get("data_directory")
+        .filter(|path| !path.is_empty());
+    let named = args.data_dir.as_deref();
+    let chosen = choose(&link, named, said.map(Path::new), args.agentless.into()).await?;
+    Ok(chosen.unwrap_or_else(|| Access::Agentless {
+        because: "the server does not say where its data directory is".to_owned(),
+    }))
 }
 
 const fn state(severity: Severity) -> &'static str {

@@ -1,6 +1,7 @@
 //! The commands: each turns its arguments into one call of a library and the answer into text or JSON.
 
 mod check;
+mod find;
 mod init;
 mod inspect;
 mod protect;
@@ -79,6 +80,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Check(args) => context.interruptible(check::run(context, &args)).await,
         Command::Unprotect(args) => context.interruptible(unprotect::run(context, &args)).await,
         Command::Status(args) => context.interruptible(status::run(context, &args)).await,
+        Command::Find(args) => context.interruptible(find::run(context, &args)).await,
         Command::Restore(args) => context.interruptible(restore::run(context, args)).await,
         Command::Snapshot(args) => context.interruptible(snapshot::run(context, &args)).await,
         Command::Verify(args) => context.interruptible(verify::run(context, &args)).await,

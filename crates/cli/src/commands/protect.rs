@@ -12,7 +12,7 @@ use borealis_operations::protect::{Options, Stopped, protect};
 use super::{Context, cluster_name, interrupted};
 use crate::args::{Policy, Protect};
 use crate::failure::Failure;
-use crate::{output, progress};
+use crate::{output, progress, service};
 
 /// Runs the command.
 pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> {
@@ -21,6 +21,7 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
     let options = Options {
         info: context.source(&args.source)?,
         cluster,
+        agentless: args.data_dir.agentless.into(),
         data_dir: args.data_dir.data_dir,
         once: args.once,
         no_slot: args.no_slot,
@@ -39,7 +40,8 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
     };
     let site = context.site().await?;
     let progress = Arc::from(progress::for_this_terminal());
-    let stopped = protect(&site, &options, progress, context.stop.clone()).await?;
+    let watcher = service::watcher(&context.stop);
+    let stopped = protect(&site, &options, progress, watcher, context.stop.clone()).await?;
     if options.once && context.stop.is_cancelled() {
         return Err(interrupted());
     }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use borealis_base::ByteLen;
 use borealis_operations::restore::start::PreparedTransaction;
 use borealis_operations::restore::{self, Options, Restored, prepare_lineage};
 use borealis_pg_server::instance::binaries::BIN_VARIABLE;
@@ -34,6 +35,7 @@ pub async fn run(context: &Context, args: Restore) -> Result<ExitCode, Failure> 
         owner: args.owner.clone(),
         mapping: args.tablespace_mapping.clone(),
         standby: args.standby,
+        delta: args.delta,
         programs: std::env::var_os(BIN_VARIABLE)
             .filter(|folder| !folder.is_empty())
             .map(Into::into),
@@ -44,12 +46,8 @@ pub async fn run(context: &Context, args: Restore) -> Result<ExitCode, Failure> 
     let prepared =
         prepare_lineage(&site, cluster, lineage, &target, args.target_dir.clone()).await?;
     if args.dry_run {
-        restore::check(&prepared, &options)?;
-        output::answer(
-            context.global.json,
-            &prepared.report,
-            restore::PlanReport::to_text,
-        )?;
+        let report = restore::check(&prepared, &options)?;
+        output::answer(context.global.json, &report, restore::PlanReport::to_text)?;
         return Ok(ExitCode::SUCCESS);
     }
     let progress = progress::for_this_terminal();
@@ -85,8 +83,17 @@ fn prepared(transaction: &PreparedTransaction) -> [String; 2] {
 fn text(restored: &Restored) -> String {
     let mut lines = vec![
         restored.plan.to_text(),
-        format!("  files took    {:.1} s", restored.files_seconds),
+        format!(
+            "  files took    {:.1} s, {} fetched",
+            restored.files_seconds,
+            ByteLen(restored.fetched_bytes)
+        ),
     ];
+    lines.extend(
+        restored
+            .delta
+            .map(|delta| format!("  delta         {delta}")),
+    );
     if let Some(server) = &restored.server {
         lines.push(format!(
             "  answering     process {} on port {}, socket in {}, after {:.1} s",

@@ -50,6 +50,10 @@ pub struct ServerState {
     pub catalog: CatalogFacts,
     /// The machine.
     pub host: HostFacts,
+    /// Whether the files were read through SQL: then permission bits are the server's usual ones, and what
+    /// is known of the machine is what SQL tells.
+    #[serde(default)]
+    pub agentless: bool,
     /// Pages that were damaged on the source, whose content is what was read.
     #[serde(default)]
     pub damaged: Vec<DamagedPage>,
@@ -122,7 +126,8 @@ pub struct DamagedPage {
 }
 
 impl ServerState {
-    /// Puts together what the server says and what its control file says.
+    /// Puts together what the server says and what its control file says. `host` is the server's machine,
+    /// where that is not this one.
     pub fn new(
         facts: &ServerFacts,
         control: &ControlFile,
@@ -130,6 +135,7 @@ impl ServerState {
         config: ConfigFiles,
         superuser: String,
         data_directory: (PathBuf, u32),
+        host: Option<HostFacts>,
     ) -> Self {
         Self {
             version: facts.version,
@@ -147,7 +153,8 @@ impl ServerState {
             tablespaces: facts.tablespaces.clone(),
             databases: facts.databases.clone(),
             catalog,
-            host: HostFacts::of_this_machine(),
+            agentless: host.is_some(),
+            host: host.unwrap_or_else(HostFacts::of_this_machine),
             damaged: Vec::new(),
         }
     }

@@ -1,10 +1,12 @@
 //! What is collected while a base backup is taken, and stored from time to time, so that an attempt that
 //! is killed has not worked for nothing.
 
+use std::sync::Arc;
+
 use borealis_base::{Timestamp, Unit};
 use borealis_pg_format::index::RULE_SET;
-use borealis_pg_server::backup::BackupStart;
-use borealis_pg_server::data_dir::Listing;
+use borealis_pg_server::backup::{BackupSession, BackupStart};
+use borealis_pg_server::data_dir::{DataDir, Listing};
 use borealis_repository::ledger::PartialBaseBackup;
 use borealis_repository::pages::manifest::{
     BaseBackupInfo, Directory, Link, Manifest, ManifestBuilder, PageFile,
@@ -18,7 +20,7 @@ use super::facts::{DamagedPage, PageFacts};
 use super::parent::Parent;
 use super::plan::{ForkPlan, Plan};
 use super::read::{PagePlace, interrupted, ranges, read_frames};
-use super::take::Job;
+use super::take::{Job, refuse_lost};
 use crate::error::Result;
 
 /// What has been read so far is stored again at the earliest when this many times the size of its last
@@ -71,7 +73,12 @@ impl<'a> Gathering<'a> {
     }
 
     /// Reads what is planned, and stores it each time that enough has been written.
-    pub(super) async fn add_pages(&mut self, place: &PagePlace, plan: &Plan) -> Result<()> {
+    pub(super) async fn add_pages(
+        &mut self,
+        session: &BackupSession,
+        place: &PagePlace,
+        plan: &Plan,
+    ) -> Result<()> {
         let mut forks: Vec<(u32, ForkPlan)> = Vec::with_capacity(plan.forks.len());
         for fork in &plan.forks {
             let number = self.builder.file_number(&fork.path);
@@ -97,6 +104,7 @@ impl<'a> Gathering<'a> {
             if job.cancel.is_cancelled() {
                 return Err(interrupted());
             }
+            refuse_lost(session)?;
             let done = done?;
             self.builder.place(self.packs.push_pages(done.pages).await?);
             self.facts.damaged.extend(done.damaged);
@@ -149,18 +157,12 @@ impl<'a> Gathering<'a> {
     }
 
     /// Stores the files that are not made of pages.
-    pub(super) async fn add_files(&mut self, plan: &Plan) -> Result<()> {
+    pub(super) async fn add_files(&mut self, dir: &Arc<dyn DataDir>, plan: &Plan) -> Result<()> {
         let job = self.job;
         let total = plan.blobs.iter().map(|blob| blob.bytes).sum();
         job.progress.phase("files", Unit::Bytes, Some(total));
         self.blobs
-            .add_files(
-                job.data_dir,
-                &plan.blobs,
-                &mut self.packs,
-                job.progress,
-                job.cancel,
-            )
+            .add_files(dir, &plan.blobs, &mut self.packs, job.progress, job.cancel)
             .await
     }
 

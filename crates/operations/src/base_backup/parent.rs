@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use borealis_base::{Branch, ErrorKind, Position};
 use borealis_pg_format::control_file::ControlFile;
-use borealis_pg_format::index::{ChangeMap, RULE_SET};
+use borealis_pg_format::index::{CHANGE_MAP_RULE_SET, ChangeMap, RULE_SET};
 use borealis_pg_server::backup::BackupStart;
 use borealis_repository::pages::fetch::Fetcher;
 use borealis_repository::pages::manifest::{BaseBackupInfo, FileTable, Manifest, ManifestBuilder};
@@ -75,7 +75,7 @@ struct Summary {
 impl Summary {
     /// Why nothing can be taken over by a base backup that begins at `start`; `None` if something can.
     fn unfit(&self, start: BackupStart) -> Option<&'static str> {
-        if self.rule_set != RULE_SET {
+        if !(CHANGE_MAP_RULE_SET..=RULE_SET).contains(&self.rule_set) {
             Some("its pages were chosen by another rule set")
         } else if self.start > start.position {
             Some("it began at a later position")
@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn pages_chosen_by_another_rule_set_are_not_taken_over() {
         assert_eq!(FIT.unfit(START), None);
-        for rule_set in [RULE_SET - 1, RULE_SET + 1] {
+        for rule_set in [CHANGE_MAP_RULE_SET - 1, RULE_SET + 1] {
             let other = Summary { rule_set, ..FIT };
             let reason = other.unfit(START).expect("nothing is taken over");
             assert!(reason.contains("rule set"), "{reason}");

@@ -1,15 +1,16 @@
-//! Reads the pages of a base backup from the data directory and turns them into frames, on several
-//! threads, in order and with bounded memory: [`READERS`] frames of at most 1 MiB, plain and
+//! Reads the pages of a base backup and turns them into frames, on several threads, in order and with
+//! bounded memory: [`READERS`] batches, each of at most what [`DataDir::batch_bytes`] says, plain and
 //! compressed, besides the pack writer's own.
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use borealis_base::Position;
 use borealis_pg_format::index::ForkKey;
-use borealis_pg_server::data_dir::page_reader::{PageRead, PageReader};
+use borealis_pg_server::data_dir::DataDir;
+use borealis_pg_server::data_dir::page_reader::{PageRead, PageReader, Wanted};
 use borealis_repository::object::Compression;
+use borealis_repository::pages::digests::PageDigester;
 use borealis_repository::pages::frame::frame_pages_max;
 use borealis_repository::pages::pack::{PreparedPages, prepare_pages};
 use futures::{Stream, StreamExt};
@@ -18,22 +19,39 @@ use super::facts::DamagedPage;
 use super::plan::{ForkPlan, Sizes};
 use crate::error::{Error, Result};
 
-/// Frames that are read and compressed at a time.
+/// Batches of frames that are read and compressed at a time.
 pub const READERS: usize = 4;
 
 /// Where the pages are.
 #[derive(Debug, Clone)]
 pub struct PagePlace {
-    /// The data directory.
-    pub data_dir: PathBuf,
+    /// Where the files are read from.
+    pub dir: Arc<dyn DataDir>,
     /// The directory of this version in a tablespace.
     pub tablespace_directory: String,
     /// Page and segment size.
     pub sizes: Sizes,
+    /// What makes the digests of pages.
+    pub digester: PageDigester,
     /// Whether pages carry checksums.
     pub checksums: bool,
     /// Where the base backup began: invalid pages at or past it are made right by replay.
     pub start: Position,
+}
+
+impl PagePlace {
+    /// Reads these pages.
+    pub(super) fn reader(&self) -> PageReader<'_> {
+        PageReader {
+            dir: &*self.dir,
+            tablespace_directory: self.tablespace_directory.clone(),
+            page_bytes: self.sizes.page_bytes as usize,
+            segment_pages: self.sizes.segment_pages,
+            checksums: self.checksums,
+            start: self.start,
+            pause: &|duration| std::thread::sleep(duration),
+        }
+    }
 }
 
 /// The pages of one frame.
@@ -42,6 +60,28 @@ struct FrameJob {
     key: ForkKey,
     path: Arc<str>,
     blocks: Vec<u32>,
+}
+
+/// Frames that are read at once: a fork of which little has changed is not worth a question of its own.
+struct Batches<I: Iterator<Item = FrameJob>> {
+    frames: std::iter::Peekable<I>,
+    pages_max: usize,
+}
+
+impl<I: Iterator<Item = FrameJob>> Iterator for Batches<I> {
+    type Item = Vec<FrameJob>;
+
+    fn next(&mut self) -> Option<Vec<FrameJob>> {
+        let mut batch = vec![self.frames.next()?];
+        let mut pages = batch.iter().map(|frame| frame.blocks.len()).sum::<usize>();
+        while let Some(frame) =
+            (self.frames).next_if(|frame| pages + frame.blocks.len() <= self.pages_max)
+        {
+            pages += frame.blocks.len();
+            batch.push(frame);
+        }
+        Some(batch)
+    }
 }
 
 /// The pages of one frame, read and compressed.
@@ -74,20 +114,39 @@ pub(super) fn read_frames(
             })
         }));
     let place = Arc::new(place.clone());
-    futures::stream::iter(jobs)
-        .map(move |job| {
+    let batches = Batches {
+        frames: jobs.peekable(),
+        pages_max: place.dir.batch_bytes() / place.sizes.page_bytes as usize,
+    };
+    futures::stream::iter(batches)
+        .map(move |batch| {
             let place = place.clone();
-            tokio::task::spawn_blocking(move || read_frame(&place, &job))
+            tokio::task::spawn_blocking(move || read_batch(&place, &batch))
         })
         .buffered(READERS)
-        .map(|done| {
-            done.map_err(|error| {
-                Error::new(
+        .flat_map(|done| {
+            let frames = match done {
+                Ok(Ok(frames)) => frames.into_iter().map(Ok).collect(),
+                Ok(Err(error)) => vec![Err(error)],
+                Err(error) => vec![Err(Error::new(
                     borealis_base::ErrorKind::Bug,
                     format!("a reader ended: {error}"),
-                )
-            })?
+                ))],
+            };
+            futures::stream::iter(frames)
         })
+}
+
+/// Runs what blocks on a thread of its own.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        Error::new(
+            borealis_base::ErrorKind::Bug,
+            format!("a thread ended: {error}"),
+        )
+    })?
 }
 
 pub(super) fn interrupted() -> Error {
@@ -98,76 +157,78 @@ pub(super) fn interrupted() -> Error {
     )
 }
 
-fn read_frame(place: &PagePlace, job: &FrameJob) -> Result<FrameDone> {
+fn read_batch(place: &PagePlace, frames: &[FrameJob]) -> Result<Vec<FrameDone>> {
     let page_bytes = place.sizes.page_bytes as usize;
-    let mut content = Vec::with_capacity(job.blocks.len() * page_bytes);
-    let mut damaged = Vec::new();
-    let reader = PageReader {
-        data_dir: place.data_dir.clone(),
-        tablespace_directory: place.tablespace_directory.clone(),
-        page_bytes,
-        segment_pages: place.sizes.segment_pages,
-        checksums: place.checksums,
-        start: place.start,
-        pause: &|duration| std::thread::sleep(duration),
-    };
-    let mut sink = |block: u32, found: PageRead, page: &[u8]| {
+    // Which frame and which of its pages each page of the batch is.
+    let owners: Vec<(usize, usize)> = (frames.iter().enumerate())
+        .flat_map(|(frame, of)| (0..of.blocks.len()).map(move |page| (frame, page)))
+        .collect();
+    let mut content = vec![0; owners.len() * page_bytes];
+    let mut damaged: Vec<Vec<DamagedPage>> = frames.iter().map(|_| Vec::new()).collect();
+    let mut sink = |at: usize, found: PageRead, page: &[u8]| {
+        let (frame, index) = *owners.get(at).expect("a page that was wanted");
         match found {
-            PageRead::Good(_) | PageRead::New | PageRead::Newer(_) => {
-                content.extend_from_slice(page);
-            }
+            PageRead::Good(_) | PageRead::New | PageRead::Newer(_) => {}
             PageRead::Damaged(fault) => {
                 // Kept as it is, so that the restored server meets the same error as this one: an
                 // older content would look sound and be wrong. Older base backups keep theirs.
-                damaged.push(DamagedPage {
-                    path: job.path.to_string(),
-                    block,
-                    fault: fault.to_string(),
-                });
-                content.extend_from_slice(page);
+                let of = frames.get(frame).expect("each page is of a frame");
+                let block = *of.blocks.get(index).expect("each page is of a block");
+                damaged
+                    .get_mut(frame)
+                    .expect("one list for each frame")
+                    .push(DamagedPage {
+                        path: of.path.to_string(),
+                        block,
+                        fault: fault.to_string(),
+                    });
             }
             // Truncated or dropped since the listing; the log from the start on says so, and replay
             // does it again.
-            PageRead::PastEnd | PageRead::Missing => {
-                content.resize(content.len() + page_bytes, 0);
-            }
+            PageRead::PastEnd | PageRead::Missing => return Ok(()),
         }
+        content
+            .get_mut(at * page_bytes..(at + 1) * page_bytes)
+            .expect("there is room for each page")
+            .copy_from_slice(page);
         Ok(())
     };
-    reader.read(
-        job.key.relation,
-        job.key.fork,
-        &ranges(job.blocks.iter().copied()),
-        &mut sink,
-    )?;
-    if content.len() != job.blocks.len() * page_bytes {
-        return Err(Error::new(
-            borealis_base::ErrorKind::Bug,
-            format!(
-                "{} pages of {} were read as {} bytes",
-                job.blocks.len(),
-                job.path,
-                content.len()
-            ),
-        ));
-    }
-    let pages: Vec<(u32, &[u8])> = job
-        .blocks
+    let wanted: Vec<(ForkKey, Vec<Range<u32>>)> = frames
         .iter()
-        .copied()
-        .zip(content.chunks_exact(page_bytes))
+        .map(|frame| (frame.key, ranges(frame.blocks.iter().copied())))
         .collect();
-    let prepared = prepare_pages(
-        job.number,
-        place.sizes.page_bytes,
-        &pages,
-        Compression::Zstd(PAGE_LEVEL),
-    )?;
-    Ok(FrameDone {
-        pages: prepared,
-        count: pages.len() as u64,
-        damaged,
-    })
+    let wanted: Vec<Wanted<'_>> = wanted
+        .iter()
+        .map(|(key, ranges)| Wanted {
+            relation: key.relation,
+            fork: key.fork,
+            ranges,
+        })
+        .collect();
+    place.reader().read(&wanted, &mut sink)?;
+    let mut pages = content.chunks_exact(page_bytes);
+    frames
+        .iter()
+        .zip(damaged)
+        .map(|(frame, mut damaged)| {
+            // Those that were read again come last.
+            damaged.sort_by_key(|page| page.block);
+            let pages: Vec<(u32, &[u8])> =
+                frame.blocks.iter().copied().zip(pages.by_ref()).collect();
+            let prepared = prepare_pages(
+                frame.number,
+                place.sizes.page_bytes,
+                &pages,
+                Compression::Zstd(PAGE_LEVEL),
+                &place.digester,
+            )?;
+            Ok(FrameDone {
+                pages: prepared,
+                count: pages.len() as u64,
+                damaged,
+            })
+        })
+        .collect()
 }
 
 /// The zstd level for pages.
@@ -188,6 +249,39 @@ pub(super) fn ranges(blocks: impl IntoIterator<Item = u32>) -> Vec<Range<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use borealis_pg_format::{Fork, Relation};
+
+    #[test]
+    fn small_frames_are_read_together_and_large_ones_alone() {
+        let frame = |pages: u32| FrameJob {
+            number: 0,
+            key: ForkKey {
+                relation: Relation {
+                    tablespace: 1663,
+                    database: 5,
+                    number: 1,
+                },
+                fork: Fork::Main,
+            },
+            path: "base/5/1".into(),
+            blocks: (0..pages).collect(),
+        };
+        let batches = Batches {
+            frames: [1, 2, 3, 128, 200, 4, 60, 64]
+                .map(frame)
+                .into_iter()
+                .peekable(),
+            pages_max: 128,
+        };
+        let pages = |batch: Vec<FrameJob>| -> Vec<usize> {
+            batch.iter().map(|frame| frame.blocks.len()).collect()
+        };
+        let batches: Vec<_> = batches.map(pages).collect();
+        assert_eq!(
+            batches,
+            [vec![1, 2, 3], vec![128], vec![200], vec![4, 60, 64]]
+        );
+    }
 
     #[test]
     fn neighbouring_blocks_are_read_at_once() {

@@ -6,7 +6,8 @@
 //! that nothing names besides. Nothing is written on the server, which gives the backup up by itself when
 //! the session ends.
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,8 +18,9 @@ use borealis_pg_format::label::BackupLabel;
 use borealis_pg_format::{DatabaseFiles, Version};
 use borealis_pg_server::backup::{BackupSession, BackupStart};
 use borealis_pg_server::conninfo::ConnInfo;
-use borealis_pg_server::data_dir::config_files::{LocalFiles, gather};
-use borealis_pg_server::data_dir::{Listing, walk};
+use borealis_pg_server::data_dir::config_files::gather;
+use borealis_pg_server::data_dir::{Access, DataDir, Listing, PART_BYTES_MAX, read_file};
+use borealis_pg_server::recovery::HostFacts;
 use borealis_pg_server::source::ServerFacts;
 use borealis_repository::ledger::PartialBaseBackup;
 use borealis_repository::pages::fetch::Fetcher;
@@ -30,12 +32,14 @@ use super::facts::{DamagedPage, PageFacts, ServerState};
 use super::gathering::{Attempt, Gathering};
 use super::parent::{Candidate, inherit};
 use super::plan::{Listed, Plan, Sizes, plan};
-use super::read::PagePlace;
+use super::read::{PagePlace, blocking};
 use super::witness;
-use crate::error::{Error, FileContext, Result};
+use crate::error::{Error, Result};
 use crate::restore::recovery_file::RECOVERY_FILE;
 use crate::restore::start::LOG_FILE;
 
+/// Read last, so that it is never older than what it leads to.
+const CONTROL_FILE: &str = "global/pg_control";
 /// Attempts at a control file whose checksum fails because the server is writing it.
 const CONTROL_FILE_READS_MAX: u32 = 20;
 /// The pause between them.
@@ -70,8 +74,8 @@ pub trait Partials: Send + Sync {
 pub struct Job<'a> {
     /// The server.
     pub info: &'a ConnInfo,
-    /// Its data directory.
-    pub data_dir: &'a Path,
+    /// How its files are read.
+    pub access: &'a Access,
     /// The cluster that it must be.
     pub system_id: u64,
     /// The branch that it must begin on, whose log is captured.
@@ -154,9 +158,12 @@ async fn take_between(
     job.log.durable_past(start.position).await?;
     check_log_begins_before(job, start).await?;
     let facts = ServerFacts::read(session.link()).await?;
-    let control = read_control_file(job.data_dir).await?.1;
+    // The host that answered, where the source names several.
+    let dir = job.access.open(session.link()).await?;
+    let _closing = Closing(dir.clone());
+    let control = read_control_file(&dir).await?.1;
     check_identity(job, &facts, &control)?;
-    let (listing, mut listed) = list(job.data_dir, control.version).await?;
+    let (listing, mut listed) = list(&dir, control.version).await?;
     listed.retain(|file| !is_left_out(&file.path, facts.settings.get("log_directory")));
     let inherited = inherit(&job.candidates, job.fetcher, job.log, start, &control).await?;
     let sizes = Sizes {
@@ -170,16 +177,18 @@ async fn take_between(
         known.map(|inherited| (&inherited.before, &inherited.changes)),
     );
     let place = PagePlace {
-        data_dir: job.data_dir.to_owned(),
+        dir: dir.clone(),
         tablespace_directory: control.version.tablespace_directory(),
         sizes,
+        digester: job.target.digester(),
         checksums: control.data_checksum_version != 0,
         start: start.position,
     };
     let parent = inherited.map(|inherited| inherited.parent);
     let suspect = match &parent {
         Some(parent) => {
-            witness::widen_suspects(&place, parent.info().start, &mut plan, &*job.target.entropy)?
+            let since = parent.info().start;
+            witness::widen_suspects(&place, since, &mut plan, &*job.target.entropy).await?
         }
         None => Vec::new(),
     };
@@ -189,11 +198,11 @@ async fn take_between(
     let attempt = Attempt { start, started_at };
     let facts_of_pages = PageFacts::new(&control);
     let mut gathering = Gathering::new(job, attempt, facts_of_pages, parent.as_ref());
-    gathering.add_pages(&place, &plan).await?;
-    gathering.add_files(&plan).await?;
-    let (control_bytes, _) = read_control_file(job.data_dir).await?;
+    gathering.add_pages(&session, &place, &plan).await?;
+    gathering.add_files(&dir, &plan).await?;
+    let (control_bytes, _) = read_control_file(&dir).await?;
     gathering
-        .add_blob("global/pg_control", control_bytes.into())
+        .add_blob(CONTROL_FILE, control_bytes.into())
         .await?;
     let catalog =
         borealis_pg_server::catalog::read(session.link(), &facts.databases, &facts.settings)
@@ -203,12 +212,11 @@ async fn take_between(
         .link()
         .value("SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10")
         .await?;
-    if session.is_lost() {
-        return Err(Error::new(
-            ErrorKind::Unreachable,
-            "the session of the base backup was lost; what was read since can't be used",
-        ));
-    }
+    let host = match job.access {
+        Access::Local(_) => None,
+        Access::Agentless { .. } => Some(HostFacts::of_server(session.link()).await?),
+    };
+    refuse_lost(&session)?;
     let stop = session.stop().await?;
     // Between the start and the question for its timeline a standby may have followed a promotion.
     check_branch(job, BackupLabel::parse(&stop.label)?.timeline)?;
@@ -227,18 +235,25 @@ async fn take_between(
         gathering.keep().await?;
         return Ok(Attempted::Unsafe(copied));
     }
-    let config = gather(
-        job.data_dir,
-        [0, 1, 2].map(|file| facts.config_files.get(file).and_then(Option::as_deref)),
-        &LocalFiles,
-    )?;
+    let data_directory = data_directory(job.access, &facts);
+    let config = {
+        let (at, files) = (data_directory.clone(), facts.config_files.clone());
+        let named = move || [0, 1, 2].map(|file| files.get(file).and_then(Option::clone));
+        blocking(move || {
+            let named = named();
+            let named = named.each_ref().map(Option::as_deref);
+            Ok(gather(&at, named, &*dir)?)
+        })
+        .await?
+    };
     let mut state = ServerState::new(
         &facts,
         &control,
         catalog,
         config,
         superuser,
-        (job.data_dir.to_owned(), listing.mode),
+        (data_directory, listing.mode),
+        host,
     );
     state.damaged = gathering.damaged().to_vec();
     let damaged = state.damaged.clone();
@@ -260,6 +275,32 @@ async fn take_between(
         damaged,
         suspect,
     })))
+}
+
+/// Ends what threads are still reading when the base backup is given up.
+struct Closing(Arc<dyn DataDir>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Where the server's data directory is, on its machine.
+fn data_directory(access: &Access, facts: &ServerFacts) -> PathBuf {
+    let said = || facts.data_directory.clone().unwrap_or_default();
+    access.local().map_or_else(said, PathBuf::from)
+}
+
+/// What was read after the session was lost is of no use.
+pub(super) fn refuse_lost(session: &BackupSession) -> Result<()> {
+    if session.is_lost() {
+        return Err(Error::new(
+            ErrorKind::Unreachable,
+            "the session of the base backup was lost; what was read since can't be used",
+        ));
+    }
+    Ok(())
 }
 
 fn say_resumed(job: &Job<'_>, begun: Timestamp, plan: &Plan) {
@@ -308,7 +349,7 @@ fn check_identity(job: &Job<'_>, facts: &ServerFacts, control: &ControlFile) -> 
     Err(Error::refused(
         format!(
             "{} belongs to cluster {}, the server at the source is {}, and {} is protected",
-            job.data_dir.display(),
+            data_directory(job.access, facts).display(),
             control.system_identifier,
             facts.system_id,
             job.system_id
@@ -317,12 +358,9 @@ fn check_identity(job: &Job<'_>, facts: &ServerFacts, control: &ControlFile) -> 
     ))
 }
 
-async fn list(data_dir: &Path, version: Version) -> Result<(Listing, Vec<Listed>)> {
-    let data_dir = data_dir.to_owned();
-    let listing =
-        tokio::task::spawn_blocking(move || walk(&data_dir, &version.tablespace_directory()))
-            .await
-            .map_err(|error| Error::new(ErrorKind::Bug, format!("the listing ended: {error}")))??;
+async fn list(dir: &Arc<dyn DataDir>, version: Version) -> Result<(Listing, Vec<Listed>)> {
+    let dir = dir.clone();
+    let listing = blocking(move || Ok(dir.listing(&version.tablespace_directory())?)).await?;
     for (path, reason) in &listing.skipped {
         tracing::warn!(path, reason, "not part of the base backup");
     }
@@ -355,20 +393,28 @@ fn is_left_out(path: &str, log_directory: Option<&str>) -> bool {
 }
 
 /// Reads the control file until its checksum is right: the server may be writing it.
-pub(crate) async fn read_control_file(data_dir: &Path) -> Result<(Vec<u8>, ControlFile)> {
-    let path = data_dir.join("global/pg_control");
-    let mut attempt = 1;
-    loop {
-        let bytes = std::fs::read(&path).at("read", &path)?;
-        match ControlFile::parse(&bytes) {
-            Ok(control) => return Ok((bytes, control)),
-            Err(error) if attempt == CONTROL_FILE_READS_MAX => return Err(error.into()),
-            Err(_) => {
-                attempt += 1;
-                tokio::time::sleep(CONTROL_FILE_PAUSE).await;
+pub(crate) async fn read_control_file(dir: &Arc<dyn DataDir>) -> Result<(Vec<u8>, ControlFile)> {
+    let dir = dir.clone();
+    blocking(move || {
+        let mut attempt = 1;
+        loop {
+            let Some(bytes) = read_file(&*dir, CONTROL_FILE, PART_BYTES_MAX)? else {
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("the data directory has no {CONTROL_FILE}"),
+                ));
+            };
+            match ControlFile::parse(&bytes) {
+                Ok(control) => return Ok((bytes, control)),
+                Err(error) if attempt == CONTROL_FILE_READS_MAX => return Err(error.into()),
+                Err(_) => {
+                    attempt += 1;
+                    std::thread::sleep(CONTROL_FILE_PAUSE);
+                }
             }
         }
-    }
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -3,12 +3,16 @@
 //! before, and that the change map does not name, shows a defect of the change map or writing past
 //! the server; its whole fork is then read again.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use borealis_base::{Entropy, Position};
 use borealis_pg_format::Fork;
-use borealis_pg_server::data_dir::page_reader::{PageRead, PageReader};
+use borealis_pg_format::index::ForkKey;
+use borealis_pg_server::data_dir::page_reader::{PageRead, Wanted};
 
 use super::plan::{ForkPlan, Plan};
-use super::read::PagePlace;
+use super::read::{PagePlace, blocking};
 use crate::error::Result;
 
 /// One page in this many is sampled.
@@ -17,51 +21,73 @@ const SAMPLED_ONE_IN: u64 = 1_000;
 const SAMPLES_MAX: u32 = 4_096;
 
 /// Samples, and plans the whole of every fork that is suspect. Returns their paths.
-pub(super) fn widen_suspects(
+pub(super) async fn widen_suspects(
     place: &PagePlace,
     since: Position,
     plan: &mut Plan,
     entropy: &dyn Entropy,
 ) -> Result<Vec<String>> {
-    let reader = PageReader {
-        data_dir: place.data_dir.clone(),
-        tablespace_directory: place.tablespace_directory.clone(),
-        page_bytes: place.sizes.page_bytes as usize,
-        segment_pages: place.sizes.segment_pages,
-        checksums: place.checksums,
-        start: place.start,
-        pause: &|duration| std::thread::sleep(duration),
-    };
-    let mut left = SAMPLES_MAX;
-    let mut suspects = Vec::new();
+    let samples = samples(plan, entropy);
+    let place_of_samples = place.clone();
+    let suspects = blocking(move || suspects(&place_of_samples, since, &samples)).await?;
+    let mut paths = Vec::new();
     for fork in &mut plan.forks {
+        if !suspects.contains(&fork.key) {
+            continue;
+        }
+        tracing::error!(
+            path = fork.path,
+            "a page changed without the log saying so; the whole file is read again"
+        );
+        let unread = u64::from(fork.pages) - fork.read.len();
+        plan.page_bytes += unread * u64::from(place.sizes.page_bytes);
+        fork.read.insert_range(0..fork.pages);
+        paths.push(fork.path.clone());
+    }
+    Ok(paths)
+}
+
+/// Which blocks are looked at, by fork.
+fn samples(plan: &Plan, entropy: &dyn Entropy) -> Vec<(ForkKey, Vec<Range<u32>>)> {
+    let mut left = SAMPLES_MAX;
+    let mut samples = Vec::new();
+    for fork in &plan.forks {
         if fork.key.fork != Fork::Main || left == 0 {
             continue;
         }
         let blocks = sample(fork, entropy, left);
         left -= blocks.len() as u32;
-        let ranges: Vec<_> = blocks.iter().map(|block| *block..block + 1).collect();
-        let mut suspect = false;
-        reader.read(
-            fork.key.relation,
-            fork.key.fork,
-            &ranges,
-            &mut |_, found, _| {
-                suspect |= contradicts(found, since, place.start);
-                Ok(())
-            },
-        )?;
-        if suspect {
-            tracing::error!(
-                path = fork.path,
-                "a page changed without the log saying so; the whole file is read again"
-            );
-            let unread = u64::from(fork.pages) - fork.read.len();
-            plan.page_bytes += unread * u64::from(place.sizes.page_bytes);
-            fork.read.insert_range(0..fork.pages);
-            suspects.push(fork.path.clone());
-        }
+        let ranges = blocks.iter().map(|block| *block..block + 1);
+        samples.push((fork.key, ranges.collect()));
     }
+    samples
+}
+
+/// The forks of which a sampled page says another thing than the log.
+fn suspects(
+    place: &PagePlace,
+    since: Position,
+    samples: &[(ForkKey, Vec<Range<u32>>)],
+) -> Result<BTreeSet<ForkKey>> {
+    let owners: Vec<ForkKey> = samples
+        .iter()
+        .flat_map(|(key, ranges)| ranges.iter().map(|_| *key))
+        .collect();
+    let wanted: Vec<Wanted<'_>> = samples
+        .iter()
+        .map(|(key, ranges)| Wanted {
+            relation: key.relation,
+            fork: key.fork,
+            ranges,
+        })
+        .collect();
+    let mut suspects = BTreeSet::new();
+    place.reader().read(&wanted, &mut |at, found, _| {
+        if contradicts(found, since, place.start) {
+            suspects.extend(owners.get(at));
+        }
+        Ok(())
+    })?;
     Ok(suspects)
 }
 

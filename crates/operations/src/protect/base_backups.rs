@@ -1,11 +1,11 @@
 //! Takes base backups beside the capturing, when they are due.
 
-use std::path::Path;
 use std::time::Duration;
 
 use borealis_base::{Branch, ByteLen, Progress, show_duration};
 use borealis_pg_format::DatabaseFiles;
 use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::data_dir::Access;
 use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
 use borealis_repository::ledger::{BaseBackup, EntryBody};
@@ -53,7 +53,7 @@ const UNSAFE: &str = "a database was made or moved by copying files that changed
 /// What they need.
 pub(super) struct BaseBackups<'a> {
     pub(super) info: &'a ConnInfo,
-    pub(super) data_dir: &'a Path,
+    pub(super) access: &'a Access,
     pub(super) lineage: &'a Lineage,
     pub(super) facts: &'a ServerFacts,
     pub(super) captured: &'a Captured,
@@ -160,7 +160,7 @@ impl BaseBackups<'_> {
         let began = self.lineage.clock().elapsed();
         let attempted = take(&Job {
             info: self.info,
-            data_dir: self.data_dir,
+            access: self.access,
             system_id: self.facts.system_id,
             branch,
             candidates,
@@ -204,6 +204,7 @@ impl BaseBackups<'_> {
             engine: bytes::Bytes::new(),
         });
         self.captured.ledger.append(&body, Vec::new()).await?;
+        self.captured.catalogs.want_all();
         Ok(())
     }
 }

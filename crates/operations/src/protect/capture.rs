@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::begin::Beginning;
 use super::control::{self, Asked};
+use super::pulse::Pulse;
 use super::read_back::ReadBack;
 use super::receive::{End, From, MESSAGES_MAX, receive};
 use super::sample::{SAMPLES_MAX, Sampled, sample};
@@ -47,6 +48,7 @@ pub(super) struct Links {
     pub(super) read_back: ReadBack,
     pub(super) sampled: Sampled,
     pub(super) clock: Arc<dyn borealis_base::Clock>,
+    pub(super) pulse: Pulse,
 }
 
 /// A task that ends with a result, asked for once.
@@ -103,6 +105,7 @@ impl Capture {
             stretches_in,
             watched.clone(),
             links.clock,
+            links.pulse.clone(),
             receiving.clone(),
         ));
         let shipper = Shipper::new(
@@ -110,6 +113,7 @@ impl Capture {
             beginning.cutter,
             beginning.last_record,
             Arc::new(durable),
+            links.pulse,
         );
         let shipper = tokio::spawn(shipper.run(Inputs {
             stretches,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use borealis_base::{ErrorKind, Position};
+use borealis_base::{Branch, ErrorKind, Position};
 use borealis_keys::DataKeys;
 use borealis_pg_format::DatabaseFiles;
 use borealis_pg_format::index::{ChangeMap, LogIndex};
@@ -19,6 +19,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::control::{Asked, Request};
 use super::ledger::Ledger;
 use super::log_frame;
+use super::names::CatalogChanges;
+use super::sample::covers;
 use super::ship::Durable;
 use crate::base_backup::copies::Copies;
 use crate::base_backup::take::{CapturedLog, Partials};
@@ -42,12 +44,14 @@ pub struct Captured {
     pub keys: Arc<DataKeys>,
     /// The lineage.
     pub lineage: borealis_base::LineageId,
-    /// The branch that is captured.
-    pub branch: borealis_base::Branch,
     /// How far it is durable.
     pub durable: watch::Receiver<Durable>,
     /// Takes requests to the shipper.
     pub shipper: mpsc::Sender<Asked>,
+    /// The branch of the log.
+    pub branch: Branch,
+    /// Takes what is known of changed catalogs to the keeper of names.
+    pub catalogs: Arc<CatalogChanges>,
 }
 
 impl Captured {
@@ -77,6 +81,22 @@ impl Captured {
         }
     }
 
+    /// Waits until all log that an insert position speaks of is durable.
+    pub(super) async fn durable_with(&self, inserted: Position) -> Result<()> {
+        let mut durable = self.durable.clone();
+        if !covers(durable.borrow().position, inserted) {
+            let (answer, _) = oneshot::channel();
+            let request = Request::Flush { through: inserted };
+            // A shipper that has ended is told from its position, below.
+            let _ = self.shipper.send(Asked { request, answer }).await;
+        }
+        durable
+            .wait_for(|durable| covers(durable.position, inserted))
+            .await
+            .map(|_| ())
+            .map_err(|_| no_longer_captured())
+    }
+
     /// The log indexes of `pieces`, in order.
     fn indexes(&self, pieces: Vec<PieceRange>) -> impl Stream<Item = Result<LogIndex>> {
         let reader = LogReader::new(self.store.clone(), self.keys.clone(), self.lineage);
@@ -94,6 +114,10 @@ impl Captured {
     }
 }
 
+fn no_longer_captured() -> Error {
+    Error::new(ErrorKind::Interrupted, "the log is no longer captured")
+}
+
 #[async_trait]
 impl CapturedLog for Captured {
     async fn durable_past(&self, position: Position) -> Result<()> {
@@ -108,7 +132,7 @@ impl CapturedLog for Captured {
             .wait_for(|durable| durable.position >= position)
             .await
             .map(|_| ())
-            .map_err(|_| Error::new(ErrorKind::Interrupted, "the log is no longer captured"))
+            .map_err(|_| no_longer_captured())
     }
 
     async fn changes(&self, start: BackupStart, from: Position) -> Result<Option<ChangeMap>> {

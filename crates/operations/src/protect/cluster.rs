@@ -1,7 +1,5 @@
 //! Which cluster of the repository the server is.
 
-use std::path::Path;
-
 use borealis_base::ErrorKind;
 use borealis_pg_server::source::ServerFacts;
 use borealis_repository::Lineage;
@@ -11,7 +9,7 @@ use borealis_repository::ledger::{EntryBody, Retired};
 use super::epoch::open_writer;
 use super::source::OTHER_SYSTEM;
 use super::supervise::Options;
-use crate::error::{Error, FileContext, Result};
+use crate::error::{Error, Result};
 use crate::restore::recovery_file::RecoveryFile;
 use crate::site::{ClusterIdentity, Site};
 
@@ -23,7 +21,7 @@ pub(super) async fn find_cluster(
     site: &Site,
     options: &Options,
     facts: &ServerFacts,
-    data_dir: &Path,
+    restored: Option<&RecoveryFile>,
 ) -> Result<(Cluster, Lineage)> {
     let clusters = site.live_clusters().await?;
     let same_server = clusters.iter().find(|cluster| {
@@ -57,7 +55,7 @@ pub(super) async fn find_cluster(
             OTHER_SYSTEM,
         ));
     }
-    refuse_restored(data_dir, cluster)?;
+    refuse_restored(restored, cluster)?;
     Ok((cluster.clone(), site.lineage(cluster).await?))
 }
 
@@ -101,9 +99,7 @@ fn identity_of(system_id: u64) -> Result<bytes::Bytes> {
 
 /// A restored server shares its parent's system identifier, and perhaps its timeline number; what it
 /// writes belongs into a history of its own.
-pub(super) fn refuse_restored(data_dir: &Path, cluster: &Cluster) -> Result<()> {
-    // One that can't be read is not one that is not there.
-    let found = RecoveryFile::load(data_dir).at("read the mark of a restore in", data_dir)?;
+pub(super) fn refuse_restored(found: Option<&RecoveryFile>, cluster: &Cluster) -> Result<()> {
     let born_here = |lineage| {
         cluster
             .lineages
@@ -125,7 +121,7 @@ pub(super) fn refuse_restored(data_dir: &Path, cluster: &Cluster) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::restore::recovery_file::{RECOVERY_FILE, State};
+    use crate::restore::recovery_file::State;
     use borealis_base::{Branch, LineageId, Position, Timestamp};
     use borealis_repository::catalog::LineageRecord;
 
@@ -145,9 +141,8 @@ mod tests {
     /// It has its parent's system identifier and, until it is promoted again, its timelines.
     #[test]
     fn a_restored_directory_is_refused_under_its_parents_name_only() {
-        let directory = tempfile::tempdir().unwrap();
         let (parent, other) = (LineageId([1; 16]), LineageId([2; 16]));
-        refuse_restored(directory.path(), &cluster(parent)).unwrap();
+        refuse_restored(None, &cluster(parent)).unwrap();
         let file = RecoveryFile {
             state: State::Complete,
             cluster: "sales".to_owned(),
@@ -159,16 +154,12 @@ mod tests {
             log_in_place: None,
             log_end: None,
             segment_size: 16 << 20,
+            directory: None,
         };
-        let path = directory.path().join(RECOVERY_FILE);
-        std::fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
-        let error = refuse_restored(directory.path(), &cluster(parent)).unwrap_err();
+        let error = refuse_restored(Some(&file), &cluster(parent)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.to_string().contains("restored from cluster sales"));
         assert!(error.hint().is_some_and(|hint| hint.contains("--cluster")));
-        refuse_restored(directory.path(), &cluster(other)).unwrap();
-        // A mark that can't be read is no permission.
-        std::fs::write(&path, "{").unwrap();
-        refuse_restored(directory.path(), &cluster(other)).unwrap_err();
+        refuse_restored(Some(&file), &cluster(other)).unwrap();
     }
 }

@@ -56,9 +56,13 @@ pub struct Asked {
     pub answer: oneshot::Sender<Answer>,
 }
 
-/// Where the socket of a lineage lies on this machine.
+/// Where the socket of a lineage lies on this machine; whoever asks is told by the ledger. A service has a
+/// folder that others see too, unlike its temporary one (`RuntimeDirectory=` and `PrivateTmp=` in `systemd.exec`).
 pub fn socket_path(lineage: LineageId) -> PathBuf {
-    let directory = if rustix::process::geteuid().is_root() {
+    let service = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+    let directory = if let Some(directory) = service.filter(|directory| directory.is_absolute()) {
+        directory
+    } else if rustix::process::geteuid().is_root() {
         PathBuf::from("/run/borealis")
     } else if let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR") {
         PathBuf::from(runtime).join("borealis")

@@ -10,6 +10,7 @@ use borealis_repository::plan::{LineageState, PieceSummary};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::pulse::Pulse;
 use crate::error::{Error, Result};
 
 /// The first and the longest pause between attempts while the store gives no answer.
@@ -29,6 +30,7 @@ pub struct Ledger {
     writer: Arc<Mutex<LedgerWriter>>,
     stop: CancellationToken,
     patience: Patience,
+    pulse: Pulse,
 }
 
 /// What is waited for without end.
@@ -42,11 +44,17 @@ pub enum Patience {
 
 impl Ledger {
     /// Shares `writer`; `stop` ends the patience with a store that gives no answer or has no room.
-    pub fn new(writer: LedgerWriter, stop: CancellationToken, patience: Patience) -> Self {
+    pub fn new(
+        writer: LedgerWriter,
+        stop: CancellationToken,
+        patience: Patience,
+        pulse: Pulse,
+    ) -> Self {
         Self {
             writer: Arc::new(Mutex::new(writer)),
             stop,
             patience,
+            pulse,
         }
     }
 
@@ -83,6 +91,8 @@ impl Ledger {
             Attempt::New(body, frames) => writer.append(body, frames).await.map(Some),
         };
         loop {
+            // An answer, whichever it is.
+            self.pulse.turn();
             let error = match attempt {
                 Ok(committed) => return Ok(committed),
                 Err(error) => error,
@@ -91,6 +101,8 @@ impl Ledger {
                 return Err(error.into());
             }
             tracing::warn!(%error, "the repository takes no entry now; trying again");
+            self.pulse
+                .say(format!("the repository takes no entry now: {error}"));
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Error::new(
                     ErrorKind::Interrupted,
@@ -151,6 +163,7 @@ mod tests {
     use borealis_repository::{Environment, Repository};
     use bytes::Bytes;
 
+    use super::super::pulse::NoWatcher;
     use super::*;
 
     type Answer<T> = std::result::Result<T, StoreError>;
@@ -227,7 +240,11 @@ mod tests {
             expected_epoch: None,
         };
         let writer = lineage.open_writer(opening).await.unwrap();
-        let ledger = Ledger::new(writer, CancellationToken::new(), Patience::Answer);
+        let pulse = Pulse::new(
+            Arc::new(ManualClock::new(Timestamp(0))),
+            Arc::new(NoWatcher),
+        );
+        let ledger = Ledger::new(writer, CancellationToken::new(), Patience::Answer, pulse);
 
         store.silent.store(true, Ordering::Relaxed);
         let dropped = gap("dropped");

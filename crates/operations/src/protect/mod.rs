@@ -7,6 +7,7 @@
 //!                                                      │     read back (each piece, soon after it was stored)
 //!                                                      ▼
 //!                                   base backups (when due, after the log they start at is durable)
+//!                                   names (when shipped log says that catalogs changed)
 //! ```
 //!
 //! Who owns what: the epoch of the lineage's ledger belongs to this process; the slot belongs to the
@@ -32,7 +33,9 @@ mod epoch;
 mod follow;
 pub mod ledger;
 pub mod log_frame;
+pub mod names;
 mod preflight;
+pub mod pulse;
 pub mod read_back;
 pub mod receive;
 mod route;

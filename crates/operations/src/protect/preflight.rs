@@ -1,7 +1,7 @@
 //! Looks at the server before anything is written: whether it is there, is what its data directory says,
 //! and can be protected.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_base::ErrorKind;
@@ -9,21 +9,24 @@ use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_server::Error as ServerError;
 use borealis_pg_server::check::{CheckFacts, Finding, Severity, findings};
 use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::data_dir::{
+    Access, DataDir, PART_BYTES_MAX, choose, read_file, why_not_the_servers,
+};
 use borealis_pg_server::link::{SqlLink, quote_identifier};
 use borealis_pg_server::source::ServerFacts;
 use tokio_util::sync::CancellationToken;
 
+use super::supervise::Options;
+use crate::base_backup::read::blocking;
 use crate::base_backup::take::read_control_file;
 use crate::error::{Error, Result};
+use crate::restore::recovery_file::{RECOVERY_FILE, RecoveryFile};
 
 /// The pause between attempts to ask a server that does not answer.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Attempts at the start to ask a server that restarts.
 const START_ATTEMPTS_MAX: u32 = 60;
-
-/// Seconds between the start that a server writes into its data directory and the one that it tells.
-const START_SECONDS_APART_MAX: u64 = 60;
 
 /// SQLSTATEs of a server that stops, has crashed or starts: `admin_shutdown`, `crash_shutdown`,
 /// `cannot_connect_now`.
@@ -35,25 +38,24 @@ pub(super) struct Looked {
     pub(super) info: ConnInfo,
     /// What it says about itself.
     pub(super) facts: ServerFacts,
-    /// Its data directory.
-    pub(super) data_dir: PathBuf,
-    /// The control file in there.
+    /// How its files are read.
+    pub(super) access: Access,
+    /// Its control file.
     pub(super) control: ControlFile,
+    /// What a restore by Borealis left in its data directory.
+    pub(super) restored: Option<RecoveryFile>,
 }
 
 /// Looks whether one of the source's hosts can be protected: the first that can. One that restarts at this
 /// moment is waited for; where none can be reached at all it is an error at once, since a name may be wrong.
-pub(super) async fn look_at_source(
-    source: &ConnInfo,
-    data_dir: Option<&Path>,
-    stop: &CancellationToken,
-) -> Result<Looked> {
+pub(super) async fn look_at_source(options: &Options, stop: &CancellationToken) -> Result<Looked> {
+    let source = &options.info;
     let mut attempt = 1;
     loop {
         let (mut waits, mut last) = (None, None);
         for target in source.passes() {
             for host in target.each_host() {
-                match look(host, data_dir, Problems::Refused).await {
+                match look(options, host, Problems::Refused).await {
                     Ok(looked) => return Ok(looked),
                     Err(error) if restarts(&error) => waits = Some(error),
                     Err(error) => last = Some(error),
@@ -80,24 +82,26 @@ enum Problems {
 }
 
 /// Looks at a server of a cluster that is protected, and at its data directory.
-pub(super) async fn look_at_server(info: ConnInfo, data_dir: Option<&Path>) -> Result<Looked> {
-    look(info, data_dir, Problems::Ignored).await
+pub(super) async fn look_at_server(options: &Options, info: ConnInfo) -> Result<Looked> {
+    look(options, info, Problems::Ignored).await
 }
 
-async fn look(info: ConnInfo, data_dir: Option<&Path>, problems: Problems) -> Result<Looked> {
+async fn look(options: &Options, info: ConnInfo, problems: Problems) -> Result<Looked> {
     let sql = SqlLink::connect(&info).await?;
     let facts = ServerFacts::read(&sql).await?;
-    let data_dir = local_data_dir(&info, data_dir, &facts)?;
+    let access = access(options, &info, &sql, &facts).await?;
     if problems == Problems::Refused {
-        refuse_problems(&info, &data_dir).await?;
+        refuse_problems(&info, &access).await?;
     }
-    let control = read_control_file(&data_dir).await?.1;
-    check_same_cluster(&data_dir, &control, &facts)?;
-    check_same_server(&data_dir, &sql).await?;
+    let dir = access.open(&sql).await?;
+    let control = read_control_file(&dir).await?.1;
+    check_same_cluster(&control, &facts)?;
+    check_same_server(&access, &sql).await?;
     Ok(Looked {
+        restored: read_mark(dir).await?,
         info,
         facts,
-        data_dir,
+        access,
         control,
     })
 }
@@ -113,9 +117,16 @@ fn restarts(error: &Error) -> bool {
     }
 }
 
-fn local_data_dir(info: &ConnInfo, named: Option<&Path>, facts: &ServerFacts) -> Result<PathBuf> {
-    let named = named.map(Path::to_owned);
-    let Some(data_dir) = named.or_else(|| facts.data_directory.clone()) else {
+/// How the server's files are to be read.
+async fn access(
+    options: &Options,
+    info: &ConnInfo,
+    sql: &SqlLink,
+    facts: &ServerFacts,
+) -> Result<Access> {
+    let said = facts.data_directory.as_deref();
+    let access = choose(sql, options.data_dir.as_deref(), said, options.agentless).await?;
+    let Some(access) = access else {
         return Err(Error::refused(
             "the server does not say where its data directory is",
             format!(
@@ -124,28 +135,42 @@ fn local_data_dir(info: &ConnInfo, named: Option<&Path>, facts: &ServerFacts) ->
             ),
         ));
     };
-    if data_dir.join("global/pg_control").is_file() {
-        return Ok(data_dir);
+    match access.local() {
+        Some(dir) if !dir.join("global/pg_control").is_file() => Err(Error::refused(
+            format!(
+                "{} is not a data directory that can be read here",
+                dir.display()
+            ),
+            "Run borealis on the database's machine, as a user who can read the data directory, and name it with --data-dir; or read the files through SQL, with --agentless.",
+        )),
+        _ => Ok(access),
     }
-    Err(Error::refused(
-        format!(
-            "{} is not a data directory that can be read here",
-            data_dir.display()
-        ),
-        "Run borealis on the database's machine, as a user who can read the data directory, and name it with --data-dir.",
-    ))
 }
 
-fn check_same_cluster(data_dir: &Path, control: &ControlFile, facts: &ServerFacts) -> Result<()> {
+/// What a restore by Borealis left in the data directory. One that can't be read is not one that is not
+/// there.
+async fn read_mark(dir: Arc<dyn DataDir>) -> Result<Option<RecoveryFile>> {
+    blocking(move || {
+        let bytes = read_file(&*dir, RECOVERY_FILE, PART_BYTES_MAX)?;
+        let parse = |bytes: Vec<u8>| serde_json::from_slice(&bytes);
+        bytes.map(parse).transpose().map_err(|error| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!("{RECOVERY_FILE} in the data directory, the mark of a restore: {error}"),
+            )
+        })
+    })
+    .await
+}
+
+fn check_same_cluster(control: &ControlFile, facts: &ServerFacts) -> Result<()> {
     if control.system_identifier == facts.system_id {
         return Ok(());
     }
     Err(Error::refused(
         format!(
-            "{} belongs to cluster {}, and the server at the source is {}",
-            data_dir.display(),
-            control.system_identifier,
-            facts.system_id
+            "the data directory belongs to cluster {}, and the server at the source is {}",
+            control.system_identifier, facts.system_id
         ),
         "Name the data directory of this server with --data-dir.",
     ))
@@ -153,35 +178,25 @@ fn check_same_cluster(data_dir: &Path, control: &ControlFile, facts: &ServerFact
 
 /// The servers of a cluster share its system identifier: a data directory that is another one's would give
 /// pages that no log of this server makes right.
-async fn check_same_server(data_dir: &Path, sql: &SqlLink) -> Result<()> {
-    let path = data_dir.join("postmaster.pid");
-    let lines = std::fs::read_to_string(&path).unwrap_or_default();
-    // Third and fourth line: the start in seconds, and the port (`miscadmin.h`).
-    let number = |line: usize| -> Option<i64> { lines.lines().nth(line)?.trim().parse().ok() };
-    let row = sql
-        .row(
-            "SELECT extract(epoch FROM pg_postmaster_start_time())::bigint AS started, \
-             current_setting('port')::bigint AS port",
-        )
-        .await?;
-    let (started, port): (i64, i64) = (row.get("started")?, row.get("port")?);
-    let same_start = number(2).is_some_and(|at| at.abs_diff(started) <= START_SECONDS_APART_MAX);
-    if same_start && number(3) == Some(port) {
+async fn check_same_server(access: &Access, sql: &SqlLink) -> Result<()> {
+    let Some(dir) = access.local() else {
         return Ok(());
-    }
+    };
+    let Some(reason) = why_not_the_servers(dir, sql).await? else {
+        return Ok(());
+    };
     Err(Error::refused(
         format!(
-            "{} is not the data directory of the server at {}: that listens on port {port} and is not the one that {} names",
-            data_dir.display(),
-            sql.host(),
-            path.display()
+            "{} is not the data directory of the server at {}: {reason}",
+            dir.display(),
+            sql.host()
         ),
         "Name the data directory of this server with --data-dir, or leave that out.",
     ))
 }
 
-async fn refuse_problems(info: &ConnInfo, data_dir: &Path) -> Result<()> {
-    let facts = CheckFacts::read(info, Some(data_dir)).await?;
+async fn refuse_problems(info: &ConnInfo, access: &Access) -> Result<()> {
+    let facts = CheckFacts::read(info, access).await?;
     let problems: Vec<Finding> = findings(&facts)
         .into_iter()
         .filter(|finding| finding.severity == Severity::Problem)

@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::pulse::Pulse;
 use super::ship::Durable;
 use crate::error::{Error, Result};
 
@@ -164,20 +165,35 @@ enum Streamed {
 /// Receives until stopped. Reports the durable position to the server from a task of its own, so that
 /// a slow store never looks like a dead client.
 pub async fn receive(
+    from: From,
+    out: mpsc::Sender<Stretch>,
+    durable: watch::Receiver<Durable>,
+    clock: Arc<dyn Clock>,
+    pulse: Pulse,
+    stop: CancellationToken,
+) -> Result<End> {
+    let end = receive_patiently(from, out, durable, clock, &pulse, stop).await;
+    pulse.waits_for_shipper();
+    end
+}
+
+async fn receive_patiently(
     mut from: From,
     out: mpsc::Sender<Stretch>,
     durable: watch::Receiver<Durable>,
     clock: Arc<dyn Clock>,
+    pulse: &Pulse,
     stop: CancellationToken,
 ) -> Result<End> {
     let mut pause = RETRY_PAUSE.0;
     loop {
+        pulse.waits_for_server();
         let before = from.position;
         let attempt = async {
             match connect(&from, clock.clone()).await? {
                 Connected::Ended(end) => Ok(Streamed::End(end)),
                 Connected::Streaming(stream, feedback) => Ok(stream_until_broken(
-                    &mut from, stream, feedback, &out, &durable, &stop,
+                    &mut from, stream, feedback, &out, &durable, pulse, &stop,
                 )
                 .await),
             }
@@ -204,6 +220,7 @@ pub async fn receive(
             pause = RETRY_PAUSE.0;
         }
         tracing::warn!(error = %broken, next = %from.position, "log stream broken; connecting again");
+        pulse.say(format!("log stream broken; connecting again: {broken}"));
         tokio::select! {
             () = stop.cancelled() => return Ok(End::Stopped),
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_PAUSE.1),
@@ -264,8 +281,10 @@ async fn stream_until_broken(
     feedback: Feedback,
     out: &mpsc::Sender<Stretch>,
     durable: &watch::Receiver<Durable>,
+    pulse: &Pulse,
     stop: &CancellationToken,
 ) -> Streamed {
+    pulse.streams(from.position);
     let reporting = tokio::spawn(report_durable(feedback, durable.clone()));
     let mut uncompared = from.ask_from() == from.position;
     let streamed = loop {
@@ -273,6 +292,7 @@ async fn stream_until_broken(
             () = stop.cancelled() => break Streamed::End(End::Stopped),
             event = stream.next() => event,
         };
+        pulse.waits_for_server();
         match event {
             Ok(Event::Message(Message::Log { start, bytes, .. })) => {
                 let next = from.position;
@@ -288,7 +308,10 @@ async fn stream_until_broken(
                     bytes: new,
                     uncompared: std::mem::take(&mut uncompared),
                 };
-                if out.send(stretch).await.is_err() {
+                pulse.waits_for_shipper();
+                let sent = out.send(stretch).await;
+                pulse.waits_for_server();
+                if sent.is_err() {
                     break Streamed::End(End::Stopped);
                 }
             }

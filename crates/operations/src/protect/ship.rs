@@ -13,9 +13,9 @@ use borealis_pg_format::index::time_map::SAMPLE_MARGIN;
 use borealis_pg_format::index::{LogIndex, Widening};
 use borealis_pg_format::wal::page::LONG_HEADER_LEN;
 use borealis_pg_server::source::ClockSample;
-use borealis_repository::ledger::{EntryBody, Gap, LogPiece, Settled};
+use borealis_repository::ledger::{Committed, EntryBody, Gap, LogPiece, Settled};
 use borealis_repository::log::{PieceIdentity, prepare_piece};
-use borealis_repository::object::Compression;
+use borealis_repository::object::{Compression, PreparedFrame};
 use borealis_repository::plan::GapSummary;
 use borealis_repository::store::Counters;
 use tokio::sync::{mpsc, watch};
@@ -25,6 +25,8 @@ use super::control::{Answer, Asked, Request};
 use super::cutter::{Cutter, Draft};
 use super::ledger::Ledger;
 use super::log_frame;
+use super::names::CatalogChanges;
+use super::pulse::Pulse;
 use super::receive::{Stretch, rewritten};
 use super::sample::covers;
 use crate::error::{Error, Result};
@@ -61,6 +63,8 @@ pub struct Destination {
     pub flush_interval: Duration,
     /// What the use of the store costs, for whoever asks.
     pub usage: Arc<Counters>,
+    /// Who keeps names is told of changed catalogs.
+    pub catalogs: Arc<CatalogChanges>,
 }
 
 /// What comes in.
@@ -80,6 +84,7 @@ pub struct Shipper {
     last_sample: Option<ClockSample>,
     last_record: Option<RecordSpan>,
     durable: Arc<watch::Sender<Durable>>,
+    pulse: Pulse,
     join: Option<Join>,
     /// Log up to here does not wait once it has come.
     wanted: Option<Position>,
@@ -92,6 +97,7 @@ impl Shipper {
         cutter: Cutter,
         last_record: Option<RecordSpan>,
         durable: Arc<watch::Sender<Durable>>,
+        pulse: Pulse,
     ) -> Self {
         Self {
             to,
@@ -99,17 +105,26 @@ impl Shipper {
             last_sample: None,
             last_record,
             durable,
+            pulse,
             join: None,
             wanted: None,
         }
     }
 
     /// Ships until the stretches end; what was received is shipped first.
-    pub async fn run(mut self, mut inputs: Inputs) -> Result<()> {
+    pub async fn run(mut self, inputs: Inputs) -> Result<()> {
+        let shipped = self.ship_all(inputs).await;
+        self.pulse.waits();
+        shipped
+    }
+
+    async fn ship_all(&mut self, mut inputs: Inputs) -> Result<()> {
         let mut due: Option<Instant> = None;
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         heartbeat.reset();
         loop {
+            self.pulse.waits();
+            self.pulse.turn();
             let flush = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due).await,
@@ -139,6 +154,7 @@ impl Shipper {
     }
 
     async fn take(&mut self, stretch: Stretch, due: Option<Instant>) -> Result<Option<Instant>> {
+        self.pulse.works();
         if stretch.start != self.cutter.end() {
             return Err(Error::new(
                 borealis_base::ErrorKind::Bug,
@@ -185,6 +201,7 @@ impl Shipper {
     }
 
     async fn ship(&mut self, draft: Draft) -> Result<()> {
+        self.pulse.works();
         let (start, end) = (draft.start, draft.end());
         if let Some(join) = self.join {
             self.join = join.check(&draft.cut.index)?;
@@ -204,7 +221,9 @@ impl Shipper {
             settled_after: settled,
             last_record,
             resume_at: carry.resume_at,
+            engine: Some(draft.cut.index.digest().encode().into()),
         });
+        let catalogs_changed = draft.cut.index.catalogs_changed.clone();
         let identity = PieceIdentity {
             lineage: self.to.lineage,
             branch: self.to.branch,
@@ -226,19 +245,22 @@ impl Shipper {
             .await
             .map_err(|error| Error::new(borealis_base::ErrorKind::Bug, error.to_string()))??;
         self.cutter.reuse(bytes);
-        let committed = self.to.ledger.append(&body, frames).await?;
+        let committed = self.append(&body, frames).await?;
         tracing::debug!(%start, %end, entry = committed.number, "log piece");
         self.last_record = last_record.or(self.last_record);
         self.durable.send_replace(Durable {
             position: end,
             settled,
         });
+        self.pulse.say(format!("log stored up to {end}"));
+        self.to.catalogs.add(&catalogs_changed, end);
         Ok(())
     }
 
     /// Says that nothing can be replayed over `[from, to)`, before the log behind it is there.
     async fn close_window(&self, from: Position, to: Position) -> Result<()> {
         let branch = self.to.branch;
+        self.pulse.waits();
         let known = |gap: &GapSummary| gap.branch == branch && gap.from <= from && to <= gap.to;
         if self
             .to
@@ -255,11 +277,16 @@ impl Shipper {
             to,
             reason: MINIMAL_LOG.to_owned(),
         };
-        self.to
-            .ledger
-            .append(&EntryBody::Gap(body), Vec::new())
-            .await?;
+        self.append(&EntryBody::Gap(body), Vec::new()).await?;
         Ok(())
+    }
+
+    /// Appends an entry, which may take as long as the repository does.
+    async fn append(&self, body: &EntryBody, frames: Vec<PreparedFrame>) -> Result<Committed> {
+        self.pulse.waits();
+        let committed = self.to.ledger.append(body, frames).await;
+        self.pulse.works();
+        committed
     }
 
     /// Settles the present, if all log that it speaks of is shipped.
@@ -280,7 +307,7 @@ impl Shipper {
             through,
             last_record,
         });
-        self.to.ledger.append(&body, Vec::new()).await?;
+        self.append(&body, Vec::new()).await?;
         self.durable.send_replace(Durable {
             settled: Some(through),
             ..durable
@@ -302,7 +329,7 @@ impl Shipper {
                 through,
                 last_record,
             });
-            self.to.ledger.append(&body, Vec::new()).await?;
+            self.append(&body, Vec::new()).await?;
         }
         Ok(())
     }

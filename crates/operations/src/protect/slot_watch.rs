@@ -19,7 +19,8 @@ pub(super) struct SlotWatch<'a> {
     pub(super) slot: &'a str,
     pub(super) info: &'a ConnInfo,
     pub(super) facts: &'a ServerFacts,
-    pub(super) data_dir: &'a Path,
+    /// Where its log's file system can be looked at from here.
+    pub(super) data_dir: Option<&'a Path>,
     pub(super) policy: Policy,
 }
 
@@ -57,7 +58,7 @@ impl SlotWatch<'_> {
             &Slot {
                 retained: retained.max(0).unsigned_abs(),
                 server_bound: bound.map(|mib| mib.unsigned_abs() << 20),
-                disk: disk_space(&self.data_dir.join("pg_wal")),
+                disk: (self.data_dir).and_then(|data_dir| disk_space(&data_dir.join("pg_wal"))),
             },
         ))
     }

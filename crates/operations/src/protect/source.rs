@@ -1,7 +1,5 @@
 //! Finds the server with which the stored log goes on, among all hosts of the source.
 
-use std::path::Path;
-
 use borealis_base::ErrorKind;
 use borealis_pg_format::history::History;
 use borealis_pg_server::conninfo::ConnInfo;
@@ -12,7 +10,9 @@ use futures::future::join_all;
 
 use super::preflight::{Looked, look_at_server};
 use super::route::{Standing, Standpoint, standpoint};
+use super::supervise::Options;
 use crate::error::{Error, Result};
+use crate::restore::recovery_file::RecoveryFile;
 
 /// What to do about a server that is another cluster.
 pub(super) const OTHER_SYSTEM: &str = "Protect it under a name of its own with --cluster or, if it has replaced the one protected (pg_upgrade), begin a new lineage with --new-lineage.";
@@ -34,16 +34,14 @@ impl Source {
 
 /// The cluster that a server must be.
 pub(super) struct Wanted<'a> {
-    /// All hosts.
-    pub(super) hosts: &'a ConnInfo,
-    /// Its data directory, where it was named.
-    pub(super) data_dir: Option<&'a Path>,
+    /// All hosts, and how their files are read.
+    pub(super) options: &'a Options,
     /// Its system identifier.
     pub(super) system_id: u64,
     /// What is stored of it.
     pub(super) state: &'a LineageState,
-    /// Refuses a data directory that is another lineage's.
-    pub(super) refuse: &'a (dyn Fn(&Path) -> Result<()> + Sync),
+    /// Refuses a server that a restore by Borealis has left.
+    pub(super) refuse: &'a (dyn Fn(Option<&RecoveryFile>) -> Result<()> + Sync),
 }
 
 /// What one host is good for.
@@ -64,7 +62,7 @@ impl Wanted<'_> {
     /// none of them can be.
     pub(super) async fn find(&self) -> Result<Source> {
         let mut judged = Vec::new();
-        for pass in self.hosts.passes() {
+        for pass in self.options.info.passes() {
             let looks = pass.each_host().map(|host| self.judge(host));
             let (good, bad): (Vec<_>, Vec<_>) = (join_all(looks).await.into_iter())
                 .partition(|judged| matches!(judged, Judged::GoesOn(_)));
@@ -95,7 +93,7 @@ impl Wanted<'_> {
     }
 
     async fn judge(&self, host: ConnInfo) -> Judged {
-        match look_at_server(host, self.data_dir).await {
+        match look_at_server(self.options, host).await {
             Ok(server) => self.judge_server(server).await,
             Err(error) => Judged::of(error),
         }
@@ -112,7 +110,7 @@ impl Wanted<'_> {
                 OTHER_SYSTEM,
             ));
         }
-        if let Err(error) = (self.refuse)(&server.data_dir) {
+        if let Err(error) = (self.refuse)(server.restored.as_ref()) {
             return Judged::of(error);
         }
         let standing = match standing(&server).await {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use borealis_base::{ByteLen, ErrorKind, Position, Progress};
 use borealis_pg_server::conninfo::{ConnInfo, TargetSession};
+use borealis_pg_server::data_dir::Agentless;
 use borealis_pg_server::link::replication::ReplicationLink;
 use borealis_repository::Lineage;
 use borealis_repository::catalog::Cluster;
@@ -23,7 +24,9 @@ use super::cluster::{begin_lineage, find_cluster, refuse_restored};
 use super::epoch::open_writer;
 use super::follow::Begun;
 use super::ledger::{Ledger, Patience};
+use super::names::{CatalogChanges, NamesKeeper};
 use super::preflight::{Looked, look_at_source, pause};
+use super::pulse::{Pulse, Watcher};
 use super::read_back::ReadBack;
 use super::receive;
 use super::sample::Sampled;
@@ -45,6 +48,8 @@ pub struct Options {
     pub cluster: Option<String>,
     /// The data directory, where it is not what the server says.
     pub data_dir: Option<PathBuf>,
+    /// When files are read through SQL.
+    pub agentless: Agentless,
     /// Take one base backup with the log it needs, then stop.
     pub once: bool,
     /// Use no slot.
@@ -90,10 +95,11 @@ pub(super) struct Protection<'a> {
     pub(super) slot: Option<String>,
     usage: Arc<Counters>,
     progress: Arc<dyn Progress>,
+    pulse: Pulse,
     pub(super) stop: CancellationToken,
 }
 
-/// Protects until `stop`, or until one base backup is taken if that was asked for.
+/// Protects until `stop`, or until one base backup is taken if that was asked for. `watcher` sees signs of life.
 ///
 /// A server whose history was rewritten under the same numbers gets a lineage of its own, once: what was
 /// stored stays as it is.
@@ -101,11 +107,13 @@ pub async fn protect(
     site: &Site,
     options: &Options,
     progress: Arc<dyn Progress>,
+    watcher: Arc<dyn Watcher>,
     stop: CancellationToken,
 ) -> Result<Stopped> {
-    let mut looked = look_at_source(&options.info, options.data_dir.as_deref(), &stop).await?;
+    let pulse = Pulse::new(site.clock().clone(), watcher);
+    let mut looked = look_at_source(options, &stop).await?;
     let (mut cluster, mut lineage) =
-        find_cluster(site, options, &looked.facts, &looked.data_dir).await?;
+        find_cluster(site, options, &looked.facts, looked.restored.as_ref()).await?;
     let mut notes = Vec::new();
     loop {
         let log_unit = looked.control.wal_segment_size.bytes();
@@ -113,12 +121,13 @@ pub async fn protect(
         let protection = Protection {
             options,
             cluster: cluster.clone(),
-            ledger: Ledger::new(writer, stop.clone(), patience(options)),
+            ledger: Ledger::new(writer, stop.clone(), patience(options), pulse.clone()),
             system_id: looked.facts.system_id,
             slot: (!options.no_slot).then(|| slot_name(&lineage)),
             lineage,
             usage: site.usage.clone(),
             progress: progress.clone(),
+            pulse: pulse.clone(),
             stop: stop.clone(),
         };
         let durable = match protection.run(looked).await {
@@ -127,7 +136,7 @@ pub async fn protect(
             Err(Error::Rewritten(why)) if notes.is_empty() && options.info.hosts.len() == 1 => {
                 let (system_id, before) = (protection.system_id, protection.lineage.id());
                 protection.leave(&why).await?;
-                looked = look_at_source(&options.info, options.data_dir.as_deref(), &stop).await?;
+                looked = look_at_source(options, &stop).await?;
                 (cluster, lineage) = begin_lineage(site, &cluster, system_id, &why).await?;
                 notes.push(format!(
                     "{why}; a new lineage was begun, and what was stored before stays restorable with --lineage {before}"
@@ -163,8 +172,9 @@ impl Protection<'_> {
     /// Captures from one server after the other, each where the one before it has ended.
     async fn run(&self, looked: Looked) -> Result<Position> {
         let mut looked = Some(looked);
-        let mut gap = None;
+        let (mut gap, mut said) = (None, None);
         loop {
+            self.pulse.turn();
             let begun = async {
                 let source = self.find_source(looked.take()).await?;
                 let begun = self.begin(&source, gap.clone()).await?;
@@ -184,6 +194,12 @@ impl Protection<'_> {
                 Err(error) => return Err(error),
             };
             gap = None;
+            let access = source.server.access.to_string();
+            if said.as_ref() != Some(&access) {
+                tracing::info!("{access}");
+                self.progress.note(&access);
+                said = Some(access);
+            }
             let (ended, captured) = self.capture(&source, begun).await?;
             let durable = captured.position;
             match ended {
@@ -222,11 +238,10 @@ impl Protection<'_> {
     async fn find_source(&self, looked: Option<Looked>) -> Result<Source> {
         let state = self.ledger.read(Clone::clone).await;
         let wanted = Wanted {
-            hosts: &self.options.info,
-            data_dir: self.options.data_dir.as_deref(),
+            options: self.options,
             system_id: self.system_id,
             state: &state,
-            refuse: &|data_dir| refuse_restored(data_dir, &self.cluster),
+            refuse: &|restored| refuse_restored(restored, &self.cluster),
         };
         match looked.filter(|_| !self.has_others()) {
             Some(looked) => wanted.judge_looked(looked).await,
@@ -289,6 +304,7 @@ impl Protection<'_> {
             segment_size: source.server.control.wal_segment_size,
             tail: beginning.tail.clone(),
         };
+        let catalogs = Arc::new(CatalogChanges::default());
         let links = Links {
             destination: Destination {
                 lineage: self.lineage.id(),
@@ -296,6 +312,7 @@ impl Protection<'_> {
                 ledger: self.ledger.clone(),
                 flush_interval: self.options.flush_interval,
                 usage: self.usage.clone(),
+                catalogs: catalogs.clone(),
             },
             read_back: ReadBack {
                 store: self.lineage.store().clone(),
@@ -310,6 +327,7 @@ impl Protection<'_> {
                 branch,
             },
             clock: self.lineage.clock().clone(),
+            pulse: self.pulse.clone(),
         };
         let mut capture = Capture::begin(from, links, beginning)?;
         let log = CapturedLog {
@@ -320,6 +338,7 @@ impl Protection<'_> {
             branch,
             durable: capture.durable().clone(),
             shipper: capture.requests().clone(),
+            catalogs,
         };
         let outcome = tokio::select! {
             () = self.stop.cancelled() => Ok(Ended::Stopped),
@@ -336,9 +355,31 @@ impl Protection<'_> {
             },
             reason = self.watch_slot(source) => Ok(Ended::Gap(reason)),
             reason = self.watch_others(source) => Ok(Ended::LookAgain(reason)),
+            error = self.keep_names(source, &log), if branch == server_branch => Err(error),
         };
         drop(log);
         capture.end(outcome).await
+    }
+
+    /// Keeps names; returns the error that ends it, if that is not what ends all else, too.
+    async fn keep_names(&self, source: &Source, captured: &CapturedLog) -> Error {
+        if self.options.once {
+            return std::future::pending().await;
+        }
+        match self.names(source, captured).run().await {
+            Err(error) if !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Fenced) => {
+                error
+            }
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn names<'a>(&'a self, source: &'a Source, captured: &'a CapturedLog) -> NamesKeeper<'a> {
+        NamesKeeper {
+            info: source.info(),
+            lineage: &self.lineage,
+            captured,
+        }
     }
 
     /// Takes base backups as they become due; returns when the only one that was asked for is taken.
@@ -350,7 +391,7 @@ impl Protection<'_> {
         };
         BaseBackups {
             info: source.info(),
-            data_dir: &source.server.data_dir,
+            access: &source.server.access,
             lineage: &self.lineage,
             facts: &source.server.facts,
             captured,
@@ -359,7 +400,9 @@ impl Protection<'_> {
             cancel: &self.stop,
         }
         .run(trigger)
-        .await
+        .await?;
+        // Only one that was asked for alone comes to an end.
+        self.names(source, captured).once().await
     }
 
     /// Returns the reason when another host is to be gone on with, since it was promoted while this one
@@ -391,7 +434,7 @@ impl Protection<'_> {
             slot,
             info: source.info(),
             facts: &source.server.facts,
-            data_dir: &source.server.data_dir,
+            data_dir: source.server.access.local(),
             policy: self.options.policy,
         }
         .let_go()

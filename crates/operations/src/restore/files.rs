@@ -2,21 +2,22 @@
 //! last, when everything else is durable.
 
 use std::fs::{File, OpenOptions};
-use std::io::IoSlice;
 use std::os::unix::fs::{
     DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use borealis_base::{ErrorKind, Progress, Unit};
 use borealis_pg_format::label::TablespaceMap;
 use borealis_pg_server::instance::SystemUser;
 use borealis_repository::pages::manifest::{Blob, Manifest, PageFile};
-use borealis_repository::pages::read::{PageReader, PageSink};
-use bytes::Bytes;
+use borealis_repository::pages::read::PageReader;
 
+use super::delta::sweep::Contents;
+use super::delta::{Shown, Tally};
+use super::page_files::PageFiles;
 use crate::error::{Error, FileContext, Result};
 
 /// Ranges of packs fetched at a time.
@@ -25,11 +26,6 @@ const FETCHES: usize = 8;
 const CREATES: usize = 4;
 /// Files synced at a time.
 const SYNCS: usize = 16;
-/// Bytes of pages after which the file that they went to is synced, so that the disk works while pages
-/// are still being opened, and the sync at the end finds little to do.
-const SYNC_EVERY_BYTES: u64 = 64 << 20;
-/// Pages in one system call; the system takes at most 1,024 (`IOV_MAX`).
-const PAGES_PER_WRITE: usize = 256;
 /// The control file: written last.
 pub const CONTROL_FILE: &str = "global/pg_control";
 const TABLESPACE_MAP: &str = "tablespace_map";
@@ -53,6 +49,26 @@ pub struct Tree<'a> {
     pub segment_pages: u32,
     /// Who gets the files, where that is not who runs this.
     pub owner: Option<&'a SystemUser>,
+    /// Where files may be there already, of which only what differs is written: what belongs there, and
+    /// where that is counted.
+    pub delta: Option<&'a (Contents, Arc<Tally>)>,
+}
+
+/// The segment files of a page file, by path, with the pages of each.
+pub fn segments(file: &PageFile, segment_pages: u32) -> impl Iterator<Item = (String, u32)> + '_ {
+    let count = file.length.div_ceil(segment_pages).max(1);
+    (0..count).map(move |segment| {
+        let pages = (file.length - segment * segment_pages).min(segment_pages);
+        (segment_name(file, segment), pages)
+    })
+}
+
+/// The path of one segment file.
+pub fn segment_name(file: &PageFile, segment: u32) -> String {
+    match segment {
+        0 => file.name.clone(),
+        _ => format!("{}.{segment}", file.name),
+    }
 }
 
 impl Tree<'_> {
@@ -64,16 +80,19 @@ impl Tree<'_> {
         progress: &dyn Progress,
     ) -> Result<()> {
         let manifest = reader.manifest().clone();
+        if let Some((contents, tally)) = self.delta {
+            progress.phase("deleting", Unit::Items, None);
+            contents.sweep(self.target, tally)?;
+        }
         self.make_directories(&manifest)?;
-        let sink = Arc::new(FileSink {
-            target: self.target.to_owned(),
-            segment_pages: self.segment_pages,
-            unsynced: AtomicU64::new(0),
-        });
+        let tally = self.delta.map(|(_, tally)| tally.clone());
+        let shown = tally.clone().map(|tally| Shown { progress, tally });
+        let progress = shown.as_ref().map_or(progress, |shown| shown);
+        let sink = Arc::new(PageFiles::new(self.target, self.segment_pages, tally));
         let (creating, files) = (sink.clone(), manifest.clone());
         blocking(move || {
             let files: Vec<&PageFile> = files.files().page_files.values().collect();
-            side_by_side(CREATES, &files, |file| creating.create(file))
+            side_by_side(CREATES, &files, |file| creating.make(file))
         })
         .await?;
         reader.restore_pages(sink, FETCHES, progress).await?;
@@ -106,6 +125,11 @@ impl Tree<'_> {
         progress.phase("syncing", Unit::Items, None);
         let owner = self.owner.map(|user| (user.uid, user.gid));
         blocking(move || roots.iter().try_for_each(|root| settle(root, owner))).await?;
+        for link in &manifest.files().links {
+            let place = mapped(self.mapping, Path::new(&link.target));
+            give(place, owner)?;
+            sync(place)?;
+        }
         let staged = format!("{CONTROL_FILE}.borealis");
         self.write_blob(reader, control, &staged).await?;
         let (from, to) = (self.target.join(&staged), self.target.join(CONTROL_FILE));
@@ -117,11 +141,18 @@ impl Tree<'_> {
         sync(&self.target.join("global"))
     }
 
+    /// Everything that is given to the owner and synced: the data directory, what is ours in the places of
+    /// tablespaces, and the log where it lies elsewhere.
     fn roots(&self, manifest: &Manifest) -> Vec<PathBuf> {
-        let tablespaces = manifest.files().links.iter();
-        let mut roots: Vec<PathBuf> = tablespaces
-            .map(|link| mapped(self.mapping, Path::new(&link.target)).to_owned())
-            .collect();
+        let mut roots: Vec<PathBuf> = Vec::new();
+        for link in &manifest.files().links {
+            let place = mapped(self.mapping, Path::new(&link.target));
+            roots.extend(inside_of(manifest, &link.name).map(|name| place.join(name)));
+        }
+        let log = self.target.join("pg_wal");
+        if log.is_symlink() {
+            roots.extend(std::fs::canonicalize(log));
+        }
         roots.push(self.target.to_owned());
         roots
     }
@@ -131,8 +162,13 @@ impl Tree<'_> {
         for link in &manifest.files().links {
             let place = mapped(self.mapping, Path::new(&link.target));
             std::fs::create_dir_all(place).at("create", place)?;
-            // Empty, or left by an unfinished restore: the check before has made sure.
-            empty(place)?;
+            if self.delta.is_none() {
+                // Left by an unfinished restore, if anything is there: the check before has made sure. What
+                // another server has beside it stays.
+                for name in inside_of(manifest, &link.name) {
+                    remove_tree(&place.join(name))?;
+                }
+            }
             set_mode(place, 0o700)?;
             let at = self.target.join(&link.name);
             match std::fs::remove_file(&at) {
@@ -150,7 +186,17 @@ impl Tree<'_> {
 
     async fn write_blob(&self, reader: &PageReader, blob: &Blob, name: &str) -> Result<()> {
         let path = self.target.join(name);
+        if let Some((_, tally)) = self.delta.filter(|_| blob.name != TABLESPACE_MAP) {
+            if holds(&path, blob)? {
+                tally.keep(blob.len);
+                return set_mode(&path, blob.mode);
+            }
+            tally.write(blob.len);
+        }
         let file = new_file(&path, blob.mode)?;
+        if self.delta.is_some() {
+            set_mode(&path, blob.mode)?;
+        }
         let mut offset = 0;
         if blob.name == TABLESPACE_MAP {
             let mut content = Vec::new();
@@ -188,94 +234,16 @@ impl Tree<'_> {
     }
 }
 
-/// Writes pages where they belong. The files exist with their full length, so that pages of zeros are
-/// there already.
-struct FileSink {
-    target: PathBuf,
-    segment_pages: u32,
-    /// Bytes written since a file was last synced.
-    unsynced: AtomicU64,
-}
-
-impl FileSink {
-    fn segment(&self, file: &PageFile, segment: u32) -> PathBuf {
-        match segment {
-            0 => self.target.join(&file.name),
-            _ => self.target.join(format!("{}.{segment}", file.name)),
-        }
-    }
-
-    fn create(&self, file: &PageFile) -> Result<()> {
-        let segments = file.length.div_ceil(self.segment_pages).max(1);
-        for segment in 0..segments {
-            let path = self.segment(file, segment);
-            let first = segment * self.segment_pages;
-            let pages = (file.length - first).min(self.segment_pages);
-            let created = new_file(&path, file.mode)?;
-            created
-                .set_len(u64::from(pages) * u64::from(file.page_size))
-                .at("set the length of", &path)?;
-        }
-        Ok(())
-    }
-}
-
-impl PageSink for FileSink {
-    type Error = Error;
-
-    fn pages(&self, file: &PageFile, pages: &[(u32, Bytes)]) -> Result<()> {
-        let in_one_segment = |a: &(u32, Bytes), b: &(u32, Bytes)| {
-            a.0 / self.segment_pages == b.0 / self.segment_pages
-        };
-        for pages in pages.chunk_by(in_one_segment) {
-            let Some((first, _)) = pages.first() else {
-                continue;
-            };
-            let path = self.segment(file, first / self.segment_pages);
-            let opened = OpenOptions::new()
-                .write(true)
-                .open(&path)
-                .at("open", &path)?;
-            for run in pages.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)) {
-                for part in run.chunks(PAGES_PER_WRITE) {
-                    let first = part
-                        .first()
-                        .map_or(0, |(number, _)| number % self.segment_pages);
-                    let offset = u64::from(first) * u64::from(file.page_size);
-                    write_pages(&opened, part, offset).at("write", &path)?;
-                }
-            }
-            let bytes = pages.len() as u64 * u64::from(file.page_size);
-            if self.unsynced.fetch_add(bytes, Ordering::Relaxed) + bytes >= SYNC_EVERY_BYTES {
-                self.unsynced.store(0, Ordering::Relaxed);
-                opened.sync_data().at("sync", &path)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn zeros(&self, _: &PageFile, _: u32, _: u32) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Writes neighbouring pages at `offset`.
-fn write_pages(file: &File, pages: &[(u32, Bytes)], mut offset: u64) -> std::io::Result<()> {
-    let slices: Vec<IoSlice<'_>> = pages.iter().map(|(_, page)| IoSlice::new(page)).collect();
-    let mut written = match rustix::io::pwritev(file, &slices, offset) {
-        Ok(written) => written,
-        Err(rustix::io::Errno::INTR) => 0,
-        Err(error) => return Err(error.into()),
+/// Whether the file at `path` has the content of `blob`.
+fn holds(path: &Path, blob: &Blob) -> Result<bool> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        file => file.at("open", path)?,
     };
-    // The system may take less than all of it; the rest goes page by page.
-    for (_, page) in pages {
-        let rest = page.get(written..).unwrap_or_default();
-        let done = page.len() - rest.len();
-        file.write_all_at(rest, offset + done as u64)?;
-        written -= done;
-        offset += page.len() as u64;
+    if file.metadata().at("look at", path)?.len() != blob.len {
+        return Ok(false);
     }
-    Ok(())
+    blob.is_content_of(file).at("read", path)
 }
 
 /// Does `work` for each item, by as many threads as `workers`, and returns the first error.
@@ -303,17 +271,21 @@ fn side_by_side<T: Sync>(
     })
 }
 
-/// Removes everything below a directory.
-fn empty(directory: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(directory).at("list", directory)? {
-        let path = entry.at("list", directory)?.path();
-        if path.is_dir() && !path.is_symlink() {
-            std::fs::remove_dir_all(&path).at("remove", &path)?;
-        } else {
-            std::fs::remove_file(&path).at("remove", &path)?;
-        }
+/// The directories of a tablespace, seen through `link`, that are this server's; other majors have their own
+/// beside them.
+fn inside_of<'a>(manifest: &'a Manifest, link: &'a str) -> impl Iterator<Item = &'a str> {
+    let directories = manifest.files().directories.iter();
+    directories.filter_map(move |directory| {
+        let rest = directory.name.strip_prefix(link)?.strip_prefix('/')?;
+        (!rest.contains('/')).then_some(rest)
+    })
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at("remove", path),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Makes a directory, as its owner only may use it by default.
@@ -326,7 +298,7 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<()> {
     }
 }
 
-fn set_mode(path: &Path, mode: u32) -> Result<()> {
+pub(super) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .at("set the mode of", path)
 }
@@ -352,7 +324,8 @@ pub fn write_file(path: &Path, content: &[u8], owner: Option<&SystemUser>) -> Re
     file.sync_all().at("sync", path)
 }
 
-fn sync(path: &Path) -> Result<()> {
+/// Makes a file, or the names in a directory, durable.
+pub fn sync(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|file| file.sync_all())
         .at("sync", path)
@@ -382,12 +355,17 @@ fn settle(root: &Path, owner: Option<(u32, u32)>) -> Result<()> {
     }
     side_by_side(SYNCS, &files, |file| sync(file))?;
     for directory in directories.iter().rev() {
-        if let Some((uid, gid)) = owner {
-            chown(directory, Some(uid), Some(gid)).at("give away", directory)?;
-        }
+        give(directory, owner)?;
         sync(directory)?;
     }
     Ok(())
+}
+
+fn give(path: &Path, owner: Option<(u32, u32)>) -> Result<()> {
+    match owner {
+        Some((uid, gid)) => chown(path, Some(uid), Some(gid)).at("give away", path),
+        None => Ok(()),
+    }
 }
 
 /// Runs file work where it does not hold up the rest.

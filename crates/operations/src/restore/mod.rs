@@ -3,9 +3,11 @@
 //! Until the control file is in place nobody can start the directory, and a file in it says that it is
 //! an unfinished restore of ours, which may be restored into again.
 
+pub mod delta;
 pub mod files;
 pub mod log;
 pub mod lookup;
+mod page_files;
 mod place;
 pub mod plan;
 pub mod recovery_file;
@@ -31,10 +33,13 @@ pub use start::Answering;
 
 use crate::error::{Error, FileContext, Result};
 use crate::site::Site;
+use delta::Tally;
+use delta::existing::{is_at_home, log_beyond, refuse_containing, refuse_in_use, with_own_places};
+use delta::sweep::Contents;
 use files::{Mapping, Tree, make_directory, write_file};
 use place::{Wanted, configuration, restore_command};
 use recovery_file::{RECOVERY_FILE, RecoveryFile, State};
-use target_dir::{clear, inspect, refuse_inside, staged_mark};
+use target_dir::{Found, clear, inspect, inspect_delta, refuse_inside, staged_mark, take_over};
 
 /// What a restore is asked for, besides what the plan holds.
 #[derive(Debug, Clone)]
@@ -49,6 +54,8 @@ pub struct Options {
     pub mapping: Mapping,
     /// Prepare a standby that goes on replaying.
     pub standby: bool,
+    /// Write over a data directory of the same server that is there already, only what differs.
+    pub delta: bool,
     /// The folder of the server's programs; `None` looks in the usual ones.
     pub programs: Option<PathBuf>,
     /// How long a login may fail once the started server says that it is ready.
@@ -63,6 +70,7 @@ impl Default for Options {
             owner: None,
             mapping: Mapping::new(),
             standby: false,
+            delta: false,
             programs: None,
             login_deadline: Duration::from_secs(30),
         }
@@ -82,6 +90,11 @@ pub struct Restored {
     pub notices: Vec<String>,
     /// How long it took to put the files in place.
     pub files_seconds: f64,
+    /// Bytes received from the repository.
+    pub fetched_bytes: u64,
+    /// What of them was there already, for a delta.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<delta::Done>,
 }
 
 /// Everything that is refused before a byte is written.
@@ -90,24 +103,73 @@ struct Checked {
     binaries: Option<Binaries>,
     command: place::RestoreCommand,
     segment_size: SegmentSize,
+    found: Found,
+    /// Whether what the directory's links lead to is its own.
+    at_home: bool,
+    /// Where tablespaces go: where they were asked to, or where this directory has them.
+    mapping: Mapping,
 }
 
-/// Refuses, before anything is written, what could not be carried out. Part of `--dry-run` too.
-pub fn check(prepared: &Prepared, options: &Options) -> Result<()> {
-    checked(prepared, options).map(|_| ())
+impl Checked {
+    /// What belongs into the directory, where files that are there already are kept.
+    fn contents(&self, prepared: &Prepared, options: &Options) -> Option<Contents> {
+        let (manifest, server) = (&prepared.manifest, &prepared.server);
+        let contents = || Contents::new(manifest, server, &self.mapping, self.at_home);
+        options.delta.then(contents)
+    }
+}
+
+/// Refuses, before anything is written, what could not be carried out; returns the plan with what only the
+/// directory tells. `--dry-run`.
+pub fn check(prepared: &Prepared, options: &Options) -> Result<PlanReport> {
+    let checked = checked(prepared, options)?;
+    let mut report = prepared.report.clone();
+    if let Some(contents) = checked.contents(prepared, options) {
+        report.delta = Some(contents.estimate(&report.target_dir)?);
+    }
+    report.notices.extend(notices_of(&checked.found, prepared));
+    Ok(report)
+}
+
+fn notices_of(found: &Found, prepared: &Prepared) -> Option<String> {
+    match found {
+        Found::Existing(control) => log_beyond(control, &prepared.state),
+        Found::Nothing | Found::Unfinished => None,
+    }
 }
 
 fn checked(prepared: &Prepared, options: &Options) -> Result<Checked> {
     let owner = place::owner(options.owner.as_deref())?;
     let target = &prepared.report.target_dir;
-    inspect(target, prepared.lineage.id())?;
+    let (lineage, server) = (prepared.lineage.id(), &prepared.server);
+    let found = if options.delta {
+        inspect_delta(target, lineage, server)?
+    } else {
+        inspect(target, lineage)?
+    };
+    refuse_in_use(target)?;
     let url = prepared.lineage.store().url();
-    refuse_inside(target, url.strip_prefix("file://").map(Path::new))?;
+    let repository = url.strip_prefix("file://").map(Path::new);
+    refuse_inside(target, repository)?;
+    let needed: Vec<&Path> = repository
+        .into_iter()
+        .chain([&*prepared.key_file])
+        .collect();
+    if found != Found::Nothing {
+        refuse_containing(target, &needed)?;
+    }
+    let at_home = found == Found::Nothing || is_at_home(target, server);
+    let links = &prepared.manifest.files().links;
+    let mapping = with_own_places(&options.mapping, links, target, at_home && options.delta);
     tablespaces::check(
         &prepared.manifest,
         &prepared.replayed.tablespaces,
-        &options.mapping,
-        target,
+        &tablespaces::Places {
+            target,
+            asked: &options.mapping,
+            mapping: &mapping,
+            own_links: at_home,
+        },
     )?;
     let binaries = match Binaries::find(prepared.server.major(), options.programs.as_deref()) {
         Ok(binaries) => Some(binaries),
@@ -124,6 +186,9 @@ fn checked(prepared: &Prepared, options: &Options) -> Result<Checked> {
         binaries,
         command,
         segment_size,
+        found,
+        at_home,
+        mapping,
     })
 }
 
@@ -136,18 +201,35 @@ pub async fn restore(
 ) -> Result<Restored> {
     let checked = checked(&prepared, options)?;
     let clock = site.clock().clone();
-    let began = clock.elapsed();
+    let (began, received) = (clock.elapsed(), site.usage.usage().bytes_got);
     let target = absolute(&prepared.report.target_dir)?;
     let mut notices = Vec::from_iter(checked.command.notice.clone());
-    let mark = recovery_file(site, &prepared, options, checked.segment_size)?;
-    begin(&target, &prepared, &mark)?;
-    tablespaces::make_places(&prepared.replayed.tablespaces, checked.owner.as_ref())?;
-    let config = write_everything(&prepared, &checked, options, &target, progress).await?;
-    notices.extend(config.warnings.iter().cloned());
+    notices.extend(notices_of(&checked.found, &prepared));
     let complete = RecoveryFile {
         state: State::Complete,
-        ..mark
+        directory: Some(target.clone()),
+        ..recovery_file(site, &prepared, options, checked.segment_size)?
     };
+    let unfinished = RecoveryFile {
+        state: State::Unfinished,
+        // Until the links of a copy are replaced, they lead to what is not its own.
+        directory: checked.at_home.then(|| target.clone()),
+        ..complete.clone()
+    };
+    begin(&target, &prepared, &unfinished, options.delta)?;
+    tablespaces::make_places(&prepared.replayed.tablespaces, checked.owner.as_ref())?;
+    let delta = checked
+        .contents(&prepared, options)
+        .map(|contents| (contents, Arc::<Tally>::default()));
+    let tree = Tree {
+        target: &target,
+        mapping: &checked.mapping,
+        segment_pages: prepared.server.relation_segment_pages,
+        owner: checked.owner.as_ref(),
+        delta: delta.as_ref(),
+    };
+    let config = write_everything(&prepared, &checked, options, &tree, progress).await?;
+    notices.extend(config.warnings.iter().cloned());
     write_mark(&target, &complete, checked.owner.as_ref())?;
     let files_seconds = clock.elapsed().saturating_sub(began).as_secs_f64();
     let mut report = prepared.report.clone();
@@ -158,6 +240,8 @@ pub async fn restore(
         server: None,
         notices,
         files_seconds,
+        fetched_bytes: site.usage.usage().bytes_got - received,
+        delta: delta.as_ref().map(|(_, tally)| tally.report()),
     };
     match (&checked.binaries, options.start) {
         (Some(binaries), true) => {
@@ -190,9 +274,10 @@ async fn write_everything(
     prepared: &Prepared,
     checked: &Checked,
     options: &Options,
-    target: &Path,
+    tree: &Tree<'_>,
     progress: &dyn Progress,
 ) -> Result<RestoredConfig> {
+    let target = tree.target;
     let config = configuration(
         prepared,
         &Wanted {
@@ -208,12 +293,6 @@ async fn write_everything(
         prepared.fetcher.clone(),
         prepared.manifest.clone(),
     ));
-    let tree = Tree {
-        target,
-        mapping: &options.mapping,
-        segment_pages: prepared.server.relation_segment_pages,
-        owner: checked.owner.as_ref(),
-    };
     let made_anew = |name: &str| config.files.iter().any(|file| file.path == name);
     tree.write(&reader, &made_anew, progress).await?;
     let wal = target.join("pg_wal");
@@ -262,25 +341,31 @@ fn recovery_file(
         log_in_place: Some(prepared.plan.stop.end),
         log_end: (!options.standby).then_some(prepared.plan.stop.end),
         segment_size: segment_size.bytes(),
+        directory: None,
     })
 }
 
-/// Makes the directory ours.
-fn begin(target: &Path, prepared: &Prepared, mark: &RecoveryFile) -> Result<()> {
+/// Makes the directory ours, and empties it unless what it holds is to be kept.
+fn begin(target: &Path, prepared: &Prepared, mark: &RecoveryFile, delta: bool) -> Result<()> {
     if let Some(above) = target.parent() {
         std::fs::create_dir_all(above).at("create", above)?;
     }
     make_directory(target, prepared.server.data_directory_mode)?;
+    if delta {
+        return take_over(target, &text_of(mark)?);
+    }
     write_mark(target, mark, None)?;
     clear(target)
 }
 
+fn text_of(mark: &RecoveryFile) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(mark).map_err(|error| Error::new(ErrorKind::Bug, error.to_string()))
+}
+
 fn write_mark(target: &Path, mark: &RecoveryFile, owner: Option<&SystemUser>) -> Result<()> {
-    let text = serde_json::to_vec_pretty(mark)
-        .map_err(|error| Error::new(ErrorKind::Bug, error.to_string()))?;
     // Replaced whole: a torn mark would make the directory nobody's.
     let staged = target.join(staged_mark());
-    write_file(&staged, &text, owner)?;
+    write_file(&staged, &text_of(mark)?, owner)?;
     let path = target.join(RECOVERY_FILE);
     std::fs::rename(&staged, &path).at("put in place", &path)
 }

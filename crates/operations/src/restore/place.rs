@@ -8,6 +8,7 @@ use borealis_pg_server::instance::{Binaries, SystemUser, users};
 use borealis_pg_server::recovery::{
     Goal, Origin, Place, Recovery, RestoredConfig, configure, library_exists, quote_value,
 };
+use borealis_repository::pages::manifest::Manifest;
 
 use super::plan::Prepared;
 use crate::error::{Error, Result};
@@ -179,11 +180,36 @@ pub fn configuration(prepared: &Prepared, wanted: &Wanted<'_>) -> RestoredConfig
             },
         },
     );
+    if prepared.replayed.in_place || holds_in_place_tablespaces(&prepared.manifest) {
+        allow_in_place_tablespaces(&mut config);
+    }
     let default = Path::new(DEFAULT_SOCKETS);
     if !sets_sockets(&config) && !may(wanted.owner, default, 2) {
         place_sockets(&mut config, &sockets);
     }
     config
+}
+
+/// Whether the backup holds tablespaces that are directories in `pg_tblspc` and not links.
+fn holds_in_place_tablespaces(manifest: &Manifest) -> bool {
+    let directories = manifest.files().directories.iter();
+    let in_place = |name: &str| {
+        name.strip_prefix("pg_tblspc/")
+            .is_some_and(|rest| !rest.contains('/'))
+    };
+    directories
+        .map(|directory| directory.name.as_str())
+        .any(in_place)
+}
+
+/// Recovery ends in a panic where it finds such a directory (`CheckTablespaceDirectory` in `xlogrecovery.c`)
+/// and the server was not told that it may.
+fn allow_in_place_tablespaces(config: &mut RestoredConfig) {
+    for file in &mut config.files {
+        if file.path == "postgresql.auto.conf" {
+            file.text.push_str("allow_in_place_tablespaces = on\n");
+        }
+    }
 }
 
 /// Whether a file of the configuration says where the sockets go.

@@ -14,6 +14,7 @@ use borealis_repository::plan::{
 };
 use serde::Serialize;
 
+use super::delta::Estimate;
 use super::lookup::{LogLookup, log_format};
 use super::replayed::{Replayed, replayed};
 use crate::base_backup::facts::ServerState;
@@ -64,6 +65,9 @@ pub struct PlanReport {
     pub server_version: String,
     /// Where it goes.
     pub target_dir: PathBuf,
+    /// What a delta will do there, by names and sizes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<Estimate>,
     /// What a person should know before.
     pub notices: Vec<String>,
 }
@@ -101,6 +105,7 @@ impl PlanReport {
             format!("  server        {}", self.server_version),
             format!("  directory     {}", self.target_dir.display()),
         ];
+        lines.extend(self.delta.map(|delta| format!("  delta         {delta}")));
         lines.extend(
             self.notices
                 .iter()
@@ -121,6 +126,7 @@ pub struct Prepared {
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) server: ServerState,
     pub(super) replayed: Replayed,
+    pub(super) key_file: PathBuf,
 }
 
 impl Prepared {
@@ -202,6 +208,7 @@ pub async fn prepare_lineage(
             + 1,
         server_version: server.version_text.clone(),
         target_dir,
+        delta: None,
         notices,
     };
     Ok(Prepared {
@@ -213,6 +220,7 @@ pub async fn prepare_lineage(
         fetcher,
         server,
         replayed,
+        key_file: site.key_file.clone(),
     })
 }
 

@@ -12,6 +12,8 @@ use borealis_base::{Branch, LineageId, Position};
 use borealis_pg_format::segment::{LogFile, SegmentSize};
 use serde::{Deserialize, Serialize};
 
+use super::target_dir::staged_mark;
+
 /// The file's name in the data directory. While the restore is unfinished it also marks the
 /// directory as ours.
 pub const RECOVERY_FILE: &str = "borealis_restore.json";
@@ -53,6 +55,10 @@ pub struct RecoveryFile {
     pub log_end: Option<Position>,
     /// Bytes in a log segment.
     pub segment_size: u64,
+    /// The directory that the restore was made in. A copy of it lies elsewhere, and what its links lead to
+    /// is not its own; `None` where nothing is known of that.
+    #[serde(default)]
+    pub directory: Option<PathBuf>,
 }
 
 /// What to answer to a request for a log file.
@@ -85,7 +91,19 @@ pub enum Answer {
 impl RecoveryFile {
     /// Reads the file of a data directory. `Ok(None)` where there is none.
     pub fn load(data_dir: &Path) -> std::io::Result<Option<Self>> {
-        match std::fs::read(data_dir.join(RECOVERY_FILE)) {
+        Self::read(&data_dir.join(RECOVERY_FILE))
+    }
+
+    /// The mark in a data directory, in place or about to be put there; `None` where none can be read.
+    pub fn load_any(data_dir: &Path) -> Option<Self> {
+        let [placed, staged] = [RECOVERY_FILE.to_owned(), staged_mark()]
+            .map(|name| Self::read(&data_dir.join(name)).ok().flatten());
+        placed.or(staged)
+    }
+
+    /// Reads such a file. `Ok(None)` where there is none.
+    pub fn read(path: &Path) -> std::io::Result<Option<Self>> {
+        match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
                 .map_err(std::io::Error::other),
@@ -166,6 +184,7 @@ mod tests {
             log_in_place: None,
             log_end: log_end.map(Position),
             segment_size: 16 << 20,
+            directory: None,
         }
     }
 

@@ -109,6 +109,7 @@ mod tests {
                 resume_at: to,
                 stored_bytes: 1,
                 head_digest: [0; 32],
+                engine: None,
             },
             from,
             to,

@@ -1,7 +1,7 @@
 //! What the log that will be replayed says of itself, read from its indexes before anything is written.
 
 use borealis_base::Position;
-use borealis_pg_format::index::LogIndex;
+use borealis_pg_format::index::{EventKind, LogIndex};
 use borealis_repository::Lineage;
 use borealis_repository::log::LogReader;
 use borealis_repository::plan::RestorePlan;
@@ -22,6 +22,8 @@ pub struct Replayed {
     pub parameters: [i64; 5],
     /// The tablespaces that it creates outside the data directory, in order.
     pub tablespaces: Vec<CreatedTablespace>,
+    /// Whether it creates one inside the data directory (`allow_in_place_tablespaces`).
+    pub in_place: bool,
 }
 
 /// Reads it.
@@ -58,6 +60,9 @@ fn add(mut all: Replayed, index: &LogIndex, redo: Position, stop: Position) -> R
             *most = (*most).max(i64::from(value));
         }
     }
+    all.in_place |= index.events.iter().any(
+        |event| matches!(&event.kind, EventKind::TablespaceCreated { path, .. } if path.is_empty()),
+    );
     let made = created_in(index).filter(|made| made.at >= redo && made.end <= stop);
     for made in made {
         // Pieces may overlap.
@@ -72,7 +77,7 @@ fn add(mut all: Replayed, index: &LogIndex, redo: Position, stop: Position) -> R
 mod tests {
     use super::*;
     use borealis_base::RecordSpan;
-    use borealis_pg_format::index::{Event, EventKind};
+    use borealis_pg_format::index::Event;
 
     #[test]
     fn only_tablespaces_created_between_redo_and_target_count() {
@@ -104,5 +109,6 @@ mod tests {
             .map(|made| made.path.clone())
             .collect();
         assert_eq!(paths, [std::path::PathBuf::from("/within")]);
+        assert!(all.in_place);
     }
 }

@@ -86,19 +86,35 @@ fn look_at(place: &Path) -> Directory {
 pub fn check(
     manifest: &Manifest,
     created: &[CreatedTablespace],
-    mapping: &Mapping,
-    target: &Path,
+    places: &Places<'_>,
 ) -> Result<()> {
-    check_links(&manifest.files().links, created, mapping, target)
+    check_links(&manifest.files().links, created, places)
 }
 
-fn check_links(
-    links: &[Link],
-    created: &[CreatedTablespace],
-    mapping: &Mapping,
-    target: &Path,
-) -> Result<()> {
-    for (old, new) in mapping {
+/// Where tablespaces go.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    /// The data directory.
+    pub target: &'a Path,
+    /// What was asked for.
+    pub asked: &'a Mapping,
+    /// That, and the places that stay.
+    pub mapping: &'a Mapping,
+    /// Whether a place that the directory links already is taken for its own without being named: an
+    /// unfinished restore found it empty, and a directory at home has put it there.
+    pub own_links: bool,
+}
+
+impl Places<'_> {
+    /// Whether what lies at the place of a tablespace may be written over.
+    fn may_take(&self, link: &str, source: &Path, place: &Path) -> bool {
+        let named = self.asked.iter().any(|(old, _)| old == source);
+        (self.own_links || named) && is_ours(self.target, link, place)
+    }
+}
+
+fn check_links(links: &[Link], created: &[CreatedTablespace], places: &Places<'_>) -> Result<()> {
+    for (old, new) in places.asked {
         if let Some(made) = created.iter().find(|made| made.path == *old)
             && new != old
         {
@@ -122,24 +138,94 @@ fn check_links(
             ));
         }
     }
+    check_apart(links, places)?;
     for link in links {
-        let place = mapped(mapping, Path::new(&link.target));
-        if look_at(place) == Directory::Taken && !is_ours(target, &link.name, place) {
-            return Err(Error::refused(
-                format!("the tablespace directory {} is not empty", place.display()),
-                "Put the tablespace elsewhere with --tablespace-mapping OLD=NEW.",
-            ));
+        let source = Path::new(&link.target);
+        let place = mapped(places.mapping, source);
+        if look_at(place) != Directory::Taken || places.may_take(&link.name, source, place) {
+            continue;
         }
+        let own = std::fs::read_link(places.target.join(&link.name)).ok();
+        let own = own.filter(|_| !places.own_links);
+        let shown = place.display();
+        return Err(if let Some(linked) = own.as_deref().map(Path::display) {
+            Error::refused(
+                format!(
+                    "the tablespace directory {shown} is not empty; {linked}, which {} links, may be another \
+                     server's: the directory lies neither where the source has its data directory nor where a \
+                     restore has put it, as a copy does",
+                    places.target.display()
+                ),
+                format!(
+                    "Put the tablespace elsewhere with --tablespace-mapping OLD=NEW, or say that it is this \
+                     directory's with --tablespace-mapping {}={linked}.",
+                    source.display()
+                ),
+            )
+        } else {
+            Error::refused(
+                format!("the tablespace directory {shown} is not empty"),
+                "Put the tablespace elsewhere with --tablespace-mapping OLD=NEW.",
+            )
+        });
     }
     for made in created {
         let in_base = links
             .iter()
             .any(|link| Path::new(&link.target) == made.path);
-        if !in_base && look_at(&made.path) == Directory::Taken {
+        let own = places.own_links
+            && is_ours(
+                places.target,
+                &format!("pg_tblspc/{}", made.oid),
+                &made.path,
+            );
+        if !in_base && !own && look_at(&made.path) == Directory::Taken {
             return Err(taken(made));
         }
     }
     Ok(())
+}
+
+/// Refuses places that share a directory, with each other or with the data directory: their files would
+/// overwrite each other's.
+fn check_apart(links: &[Link], places: &Places<'_>) -> Result<()> {
+    let asked = places.asked;
+    let twice = (asked.iter().enumerate())
+        .find(|(number, (old, _))| asked.iter().skip(number + 1).any(|(other, _)| other == old));
+    if let Some((_, (old, _))) = twice {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("--tablespace-mapping names {} twice", old.display()),
+        ));
+    }
+    let mut used = vec![(real(places.target), "the data directory".to_owned())];
+    for link in links {
+        let source = Path::new(&link.target);
+        let place = real(mapped(places.mapping, source));
+        let shares = |other: &PathBuf| other.starts_with(&place) || place.starts_with(other);
+        if let Some((_, other)) = used.iter().find(|(other, _)| shares(other)) {
+            return Err(Error::refused(
+                format!(
+                    "the tablespace of {} can't go to {}, which {other} shares",
+                    source.display(),
+                    place.display()
+                ),
+                "Give each tablespace a directory of its own with --tablespace-mapping OLD=NEW.",
+            ));
+        }
+        used.push((place, format!("the tablespace of {}", source.display())));
+    }
+    Ok(())
+}
+
+/// The path without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    for above in path.ancestors() {
+        if let (Ok(found), Ok(rest)) = (std::fs::canonicalize(above), path.strip_prefix(above)) {
+            return found.join(rest).components().collect();
+        }
+    }
+    path.to_owned()
 }
 
 fn taken(made: &CreatedTablespace) -> Error {
@@ -233,16 +319,95 @@ mod tests {
         }
     }
 
+    fn places<'a>(target: &'a Path, mapping: &'a Mapping) -> Places<'a> {
+        Places {
+            target,
+            asked: mapping,
+            mapping,
+            own_links: true,
+        }
+    }
+
+    #[test]
+    fn two_tablespaces_never_share_a_directory() {
+        let place = Place::new();
+        let link = |name: &str| Link {
+            name: format!("pg_tblspc/{name}"),
+            target: place.path(name).display().to_string(),
+        };
+        let (links, target) = ([link("1"), link("2")], place.path("t"));
+        std::fs::create_dir(place.path("real")).unwrap();
+        std::os::unix::fs::symlink(place.path("real"), place.path("alias")).unwrap();
+        let check = |news: [&str; 2]| {
+            let new = |number: usize| (place.path(["1", "2"][number]), place.path(news[number]));
+            let mapping = vec![new(0), new(1)];
+            check_links(&links, &[], &places(&target, &mapping))
+        };
+        check(["a", "b"]).unwrap();
+        check(["2", "1"]).unwrap();
+        for news in [
+            ["a", "a"],
+            ["a", "a/b"],
+            ["real", "alias"],
+            ["real/x", "alias/x"],
+            ["t/a", "b"],
+            ["t", "b"],
+        ] {
+            let error = check(news).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused, "{news:?}: {error}");
+        }
+        // One that is mapped onto the place of one that stays; the same one twice.
+        let onto = vec![(place.path("1"), place.path("2"))];
+        assert!(check_links(&links, &[], &places(&target, &onto)).is_err());
+        let twice = vec![
+            (place.path("1"), place.path("a")),
+            (place.path("1"), place.path("b")),
+        ];
+        let error = check_links(&links, &[], &places(&target, &twice)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+    }
+
+    #[test]
+    fn a_copy_of_a_data_directory_does_not_own_what_its_links_lead_to() {
+        let place = Place::new();
+        place.occupy("ts");
+        let copy = place.path("copy");
+        std::fs::create_dir_all(copy.join("pg_tblspc")).unwrap();
+        std::os::unix::fs::symlink(place.path("ts"), copy.join("pg_tblspc/16400")).unwrap();
+        let links = [Link {
+            name: "pg_tblspc/16400".into(),
+            target: place.path("ts").display().to_string(),
+        }];
+        let none = Vec::new();
+        let own = places(&copy, &none);
+        check_links(&links, &[], &own).unwrap();
+        let copied = Places {
+            own_links: false,
+            ..own
+        };
+        let error = check_links(&links, &[], &copied).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.hint().unwrap().contains("--tablespace-mapping"));
+        // Named, it is.
+        let named = vec![(place.path("ts"), place.path("ts"))];
+        let copied = Places {
+            asked: &named,
+            mapping: &named,
+            ..copied
+        };
+        check_links(&links, &[], &copied).unwrap();
+        // A place that it does not link never is.
+        std::fs::remove_file(copy.join("pg_tblspc/16400")).unwrap();
+        assert!(check_links(&links, &[], &copied).is_err());
+        assert!(check_links(&links, &[], &own).is_err());
+    }
+
     #[test]
     fn a_tablespace_created_by_the_log_needs_a_free_place() {
         let place = Place::new();
         let check = |made: &CreatedTablespace| {
-            check_links(
-                &[],
-                std::slice::from_ref(made),
-                &Vec::new(),
-                &place.path("t"),
-            )
+            let (target, mapping) = (place.path("t"), Vec::new());
+            check_links(&[], std::slice::from_ref(made), &places(&target, &mapping))
         };
         let made = place.made("ts");
         check(&made).unwrap();
@@ -269,10 +434,10 @@ mod tests {
         }];
         let mapping = vec![(made.path.clone(), place.path("new"))];
         let target = place.path("t");
-        check_links(&links, &[], &mapping, &target).unwrap();
+        let places = places(&target, &mapping);
+        check_links(&links, &[], &places).unwrap();
         for links in [&links[..], &[]] {
-            let error =
-                check_links(links, std::slice::from_ref(&made), &mapping, &target).unwrap_err();
+            let error = check_links(links, std::slice::from_ref(&made), &places).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
         }
     }

@@ -3,9 +3,16 @@
 use std::path::Path;
 
 use borealis_base::LineageId;
+use borealis_pg_format::control_file::ControlFile;
 
+use super::delta::existing::{recognise, refuse_in_use};
+use super::files::{CONTROL_FILE, sync, write_file};
 use super::recovery_file::{RECOVERY_FILE, RecoveryFile, State};
+use crate::base_backup::facts::ServerState;
 use crate::error::{Error, FileContext, Result};
+
+/// Where a delta moves the control file that it finds.
+const MOVED_CONTROL_FILE: &str = "global/pg_control.borealis-old";
 
 /// What is at the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +21,8 @@ pub enum Found {
     Nothing,
     /// An unfinished restore of this lineage: it may be restored into again.
     Unfinished,
+    /// A data directory of the same server, for a delta.
+    Existing(Box<ControlFile>),
 }
 
 /// The mark before it is put in place. Where it is alone, a restore ended before it had written anything
@@ -70,6 +79,9 @@ pub fn inspect(target: &Path, lineage: LineageId) -> Result<Found> {
     if holds_nothing(target)? {
         return Ok(Found::Nothing);
     }
+    if is_between_marks(target, lineage) {
+        return Ok(Found::Unfinished);
+    }
     match RecoveryFile::load(target) {
         Ok(Some(file)) if file.state == State::Unfinished && file.lineage == lineage => {
             Ok(Found::Unfinished)
@@ -97,6 +109,58 @@ pub fn inspect(target: &Path, lineage: LineageId) -> Result<Found> {
     }
 }
 
+/// Looks at the target of a delta: what any restore takes, and data directories of `server`.
+pub fn inspect_delta(target: &Path, lineage: LineageId, server: &ServerState) -> Result<Found> {
+    let refused = match inspect(target, lineage) {
+        Err(refused) if target.is_dir() => refused,
+        looked => return looked,
+    };
+    match RecoveryFile::load(target) {
+        // Nobody can tell any more whose directory it was.
+        Ok(Some(file)) if file.state == State::Unfinished => Err(refused),
+        _ => Ok(Found::Existing(Box::new(recognise(target, server)?))),
+    }
+}
+
+/// Whether a delta was interrupted between moving the control file away and putting its mark in place.
+fn is_between_marks(target: &Path, lineage: LineageId) -> bool {
+    let staged = RecoveryFile::read(&target.join(staged_mark()));
+    let unfinished = matches!(staged, Ok(Some(file)) if file.state == State::Unfinished && file.lineage == lineage);
+    unfinished && target.join(MOVED_CONTROL_FILE).exists() && !target.join(CONTROL_FILE).exists()
+}
+
+/// Makes a data directory that is there into an unfinished restore. The control file is moved away, after
+/// which no server starts, before the mark is put in place, after which nobody asks any more whose directory
+/// it is; each step is durable before the next.
+///
+/// # Errors
+/// Refused where a server was started meanwhile; the directory is then as it was.
+pub fn take_over(target: &Path, mark: &[u8]) -> Result<()> {
+    let staged = target.join(staged_mark());
+    // Whatever bears its name, a link perhaps, is not written through.
+    match std::fs::remove_file(&staged) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).at("remove", &staged);
+        }
+        _ => write_file(&staged, mark, None)?,
+    }
+    sync(target)?;
+    let (control, moved) = (target.join(CONTROL_FILE), target.join(MOVED_CONTROL_FILE));
+    if control.exists() {
+        std::fs::rename(&control, &moved).at("move away", &control)?;
+        // A server makes its lock file before it reads the control file (`PostmasterMain`).
+        if let Err(in_use) = refuse_in_use(target) {
+            std::fs::rename(&moved, &control).at("put back", &control)?;
+            std::fs::remove_file(&staged).at("remove", &staged)?;
+            return Err(in_use);
+        }
+        sync(&target.join("global"))?;
+    }
+    let placed = target.join(RECOVERY_FILE);
+    std::fs::rename(&staged, &placed).at("put in place", &placed)?;
+    sync(target)
+}
+
 /// Whether a directory is empty but for a mark that was never put in place.
 fn holds_nothing(target: &Path) -> Result<bool> {
     let staged = staged_mark();
@@ -114,15 +178,31 @@ fn holds_nothing(target: &Path) -> Result<bool> {
 pub fn clear(target: &Path) -> Result<()> {
     for entry in std::fs::read_dir(target).at("list", target)? {
         let entry = entry.at("list", target)?;
+        let path = entry.path();
         // The mark that this is ours, and the links by which the places of tablespaces are ours.
-        if entry.file_name() == RECOVERY_FILE || entry.file_name() == "pg_tblspc" {
+        if entry.file_name() == RECOVERY_FILE {
             continue;
         }
-        let path = entry.path();
+        if entry.file_name() == "pg_tblspc" {
+            remove_in_place_tablespaces(&path)?;
+            continue;
+        }
         if entry.file_type().at("look at", &path)?.is_dir() {
             std::fs::remove_dir_all(&path).at("remove", &path)?;
         } else {
             std::fs::remove_file(&path).at("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Tablespaces that are directories and not links (`allow_in_place_tablespaces`).
+fn remove_in_place_tablespaces(directory: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(directory).at("list", directory)? {
+        let entry = entry.at("list", directory)?;
+        let path = entry.path();
+        if entry.file_type().at("look at", &path)?.is_dir() {
+            std::fs::remove_dir_all(&path).at("remove", &path)?;
         }
     }
     Ok(())
@@ -147,6 +227,7 @@ mod tests {
             log_in_place: None,
             log_end: None,
             segment_size: 16 << 20,
+            directory: None,
         };
         let text = serde_json::to_vec(&file).unwrap();
         std::fs::write(directory.join(RECOVERY_FILE), text).unwrap();
@@ -189,6 +270,49 @@ mod tests {
         assert!(!directory.path().join("base").exists());
         mark(directory.path(), State::Complete);
         assert!(inspect(directory.path(), LINEAGE).is_err());
+    }
+
+    #[test]
+    fn a_delta_that_was_cut_off_at_any_step_is_known_as_unfinished_or_untouched() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path();
+        std::fs::create_dir(target.join("global")).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(target.join(name), text).unwrap();
+        write("PG_VERSION", "15\n");
+        write(CONTROL_FILE, "control");
+        // Before the control file is moved, it is as it was, whatever was staged.
+        mark(target, State::Unfinished);
+        std::fs::rename(target.join(RECOVERY_FILE), target.join(staged_mark())).unwrap();
+        assert!(
+            inspect(target, LINEAGE).is_err(),
+            "a data directory is not ours"
+        );
+        // After it no server starts there, and it is ours.
+        std::fs::rename(target.join(CONTROL_FILE), target.join(MOVED_CONTROL_FILE)).unwrap();
+        assert_eq!(inspect(target, LINEAGE).unwrap(), Found::Unfinished);
+        assert!(inspect(target, LineageId([8; 16])).is_err());
+        let text = std::fs::read(target.join(staged_mark())).unwrap();
+        take_over(target, &text).unwrap();
+        assert_eq!(inspect(target, LINEAGE).unwrap(), Found::Unfinished);
+        assert!(!target.join(staged_mark()).exists());
+    }
+
+    #[test]
+    fn a_server_that_starts_while_a_delta_begins_keeps_its_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path();
+        std::fs::create_dir(target.join("global")).unwrap();
+        std::fs::write(target.join(CONTROL_FILE), "control").unwrap();
+        // A lock file that is still empty is that of a server which is just starting.
+        std::fs::write(target.join("postmaster.pid"), "").unwrap();
+        let error = take_over(target, b"{}").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(
+            std::fs::read(target.join(CONTROL_FILE)).unwrap(),
+            b"control"
+        );
+        assert!(!target.join(staged_mark()).exists());
+        assert!(!target.join(RECOVERY_FILE).exists());
     }
 
     #[test]

@@ -336,6 +336,7 @@ mod tests {
             log_in_place: Some(CUT),
             log_end,
             segment_size: SIZE.bytes(),
+            directory: None,
         }
     }
 
@@ -475,6 +476,7 @@ mod tests {
             resume_at: SIZE.start_of(to),
             stored_bytes: 1,
             head_digest: [0; 32],
+            engine: None,
         }
     }
 

@@ -340,6 +340,7 @@ mod tests {
                 log_in_place: None,
                 log_end: None,
                 segment_size: SIZE.bytes(),
+                directory: None,
             };
             let spool = Spool::of(directory.path(), &plan, SIZE);
             Self { directory, spool }

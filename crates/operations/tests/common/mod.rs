@@ -11,16 +11,20 @@ use borealis_base::{
     Branch, ByteLen, NoProgress, Position, Progress, SystemClock, SystemEntropy, Timestamp,
 };
 use borealis_keys::FileKey;
+use borealis_operations::protect::pulse::{NoWatcher, Watcher};
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy;
 use borealis_operations::protect::{self, Stopped};
 use borealis_operations::restore::{self, Answering, Options, prepare_lineage};
 use borealis_operations::{Result, Site};
 use borealis_pg_server::conninfo::ConnInfo;
+use borealis_pg_server::data_dir::Agentless;
 use borealis_repository::plan::{LineageState, Target};
 use borealis_repository::store::{Absent, FolderStore, Store};
 use borealis_repository::{Environment, Repository};
-use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer, server_dir, system_user};
+use borealis_testkit::server::{
+    DEADLINE, ServerOptions, TestServer, free_port, server_dir, system_user,
+};
 use borealis_testkit::{installed, wait_until};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -66,6 +70,7 @@ pub fn options(server: &TestServer) -> protect::Options {
         info: server.info(),
         cluster: Some("main".to_owned()),
         data_dir: Some(server.data_dir().to_owned()),
+        agentless: Agentless::Auto,
         once: false,
         no_slot: false,
         flush_interval: Duration::from_millis(200),
@@ -102,9 +107,21 @@ impl Protecting {
         progress: Arc<dyn Progress>,
         stop: CancellationToken,
     ) -> Self {
+        Self::seen(site, options, progress, Arc::new(NoWatcher), stop)
+    }
+
+    /// With a watcher, too.
+    pub fn seen(
+        site: Arc<Site>,
+        options: protect::Options,
+        progress: Arc<dyn Progress>,
+        watcher: Arc<dyn Watcher>,
+        stop: CancellationToken,
+    ) -> Self {
         let token = stop.clone();
-        let task =
-            tokio::spawn(async move { protect::protect(&site, &options, progress, token).await });
+        let task = tokio::spawn(async move {
+            protect::protect(&site, &options, progress, watcher, token).await
+        });
         Self { stop, task }
     }
 
@@ -178,14 +195,6 @@ impl Drop for Restored {
             let _ = instance.kill();
         }
     }
-}
-
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 pub async fn restore_to(site: &Site, target: Target) -> Result<Restored> {

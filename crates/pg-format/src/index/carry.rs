@@ -3,6 +3,7 @@
 use borealis_base::{RecordSpan, Timestamp};
 
 use super::RelationRows;
+use super::files::CarriedFiles;
 use crate::Lsn;
 use crate::wal::Start;
 
@@ -33,4 +34,6 @@ pub struct CarryState {
     pub samples: Vec<(Timestamp, Lsn)>,
     /// Open transactions that changed rows, but for the smallest, ordered.
     pub transactions: Vec<(u32, Vec<RelationRows>)>,
+    /// What open transactions created and dropped.
+    pub files: CarriedFiles,
 }

@@ -3,6 +3,7 @@
 use borealis_base::{RecordSpan, TimeStep, Timestamp};
 
 use super::ChangeMap;
+use super::files::CreatedRelation;
 use crate::control_file::Parameters;
 use crate::wal::UnparsedReason;
 use crate::{DatabaseFiles, Lsn, Relation, Timeline};
@@ -85,8 +86,8 @@ pub enum EventKind {
         /// When it was.
         time: Timestamp,
     },
-    /// Relation files went away with a commit: dropped, truncated, or rewritten; the log does not
-    /// tell which.
+    /// Relation files went away with a commit: dropped, truncated, or rewritten. What the transaction
+    /// created helps to tell which.
     RelationsDropped {
         /// The transaction.
         xid: u32,
@@ -96,6 +97,10 @@ pub enum EventKind {
         relations: Vec<Relation>,
         /// How many there were.
         count: u64,
+        /// The relations whose files the same transaction created.
+        created: Vec<CreatedRelation>,
+        /// Whether those are all that it created. Where it created none, what went away was dropped.
+        created_complete: bool,
     },
     /// A relation was cut, by vacuum for the most part.
     RelationTruncated {
@@ -131,6 +136,20 @@ pub enum EventKind {
     TablespaceDropped {
         /// Its object identifier.
         tablespace: u32,
+    },
+    /// A transaction that dropped databases or tablespaces committed.
+    DropCommitted {
+        /// The transaction.
+        xid: u32,
+        /// When it committed.
+        time: Timestamp,
+        /// The last position at which all of it was there and could be used. It lies before the
+        /// event's record: directories are removed, and databases marked as invalid, before the commit.
+        before: Lsn,
+        /// The databases. A database that was moved to another tablespace is not dropped.
+        databases: Vec<u32>,
+        /// The tablespaces.
+        tablespaces: Vec<u32>,
     },
     /// A relation map was replaced.
     RelationMapChanged {
@@ -196,6 +215,9 @@ pub struct LogIndex {
     pub events: Vec<Event>,
     /// Events beyond the most that one index holds.
     pub events_left_out: u64,
+    /// Databases whose catalogs changed with a commit, ordered; 0 for the catalogs that all share, and
+    /// [`super::MANY_DATABASES`] alone for more than can be listed.
+    pub catalogs_changed: Vec<u32>,
     /// Transactions whose rows were no longer counted, because too many were open.
     pub transactions_left_out: u64,
     /// Clock samples that were thinned out, because the log lagged too far behind them.

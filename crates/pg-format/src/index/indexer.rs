@@ -2,14 +2,16 @@
 
 use borealis_base::{RecordSpan, Timestamp};
 
+use super::files::OpenFiles;
 use super::rows::OpenTransactions;
 use super::time_map::TimeMap;
 use super::{
-    CarryState, Event, EventKind, ForkKey, FullPageWritesChange, LogIndex, ParameterChange,
-    RULE_SET, RedoPoint, Unparsed, Widening, visibility_map_block,
+    CarryState, Event, EventKind, ForkKey, FullPageWritesChange, LogIndex, MANY_DATABASES,
+    ParameterChange, RULE_SET, RedoPoint, Unparsed, Widening, visibility_map_block,
 };
 use crate::control_file::WalLevel;
 use crate::wal::rmgr::dbase::DbaseRecord;
+use crate::wal::rmgr::heap::{SharedRow, SharedRowChange};
 use crate::wal::rmgr::smgr::SmgrRecord;
 use crate::wal::rmgr::tblspc::TblspcRecord;
 use crate::wal::rmgr::xact::{TransactionEnd, XactRecord};
@@ -21,7 +23,9 @@ use crate::{Fork, Lsn, Relation};
 /// Events that one index holds; more are counted.
 pub const EVENTS_MAX: usize = 16_384;
 /// Relations that one event names; more are counted.
-pub const RELATIONS_PER_EVENT_MAX: usize = 1024;
+pub const RELATIONS_PER_EVENT_MAX: usize = 65_536;
+/// Databases whose catalogs changed that one index lists.
+pub const CATALOGS_CHANGED_MAX: usize = 64;
 /// Unreadable places that one index holds; more are counted.
 pub const UNPARSED_MAX: usize = 256;
 /// Bytes of a tablespace's directory that an event holds (`MAXPGPATH`).
@@ -85,6 +89,7 @@ impl LogIndexer {
             folder.time.push_sample(*clock, *at, format.segment_size);
         }
         folder.open = OpenTransactions::restore(&carry.transactions);
+        folder.files = OpenFiles::restore(&carry.files);
         Self {
             reader,
             folder,
@@ -160,6 +165,7 @@ impl LogIndexer {
             minimal_log: self.folder.minimal,
             samples: self.folder.time.samples.iter().copied().collect(),
             transactions: self.folder.open.carried(),
+            files: self.folder.files.carried(),
         };
         Cut { index, carry }
     }
@@ -172,6 +178,7 @@ struct Folder {
     index: LogIndex,
     time: TimeMap,
     open: OpenTransactions,
+    files: OpenFiles,
     last: Option<RecordSpan>,
     minimal: bool,
 }
@@ -183,6 +190,7 @@ impl Folder {
             index: LogIndex::default(),
             time: TimeMap::new(),
             open: OpenTransactions::default(),
+            files: OpenFiles::default(),
             last: None,
             minimal: false,
         }
@@ -202,6 +210,7 @@ impl Folder {
             LogEvent::Record(ref record) => self.record(record),
             LogEvent::Unparsed { from, reason } => {
                 self.last = None;
+                self.files.lose();
                 self.index.change_map.widen(Widening::Unparsed);
                 if self.index.unparsed.len() < UNPARSED_MAX {
                     self.index.unparsed.push(Unparsed { from, reason });
@@ -226,6 +235,9 @@ impl Folder {
                 if let Some((relation, change, rows)) = heap::rows(record) {
                     self.open.count(record.header.xid, relation, change, rows);
                 }
+                if let Some((row, change)) = heap::shared_row(record) {
+                    self.shared_row(record, row, change);
+                }
             }
             _ => self.special(record, span),
         }
@@ -233,6 +245,9 @@ impl Folder {
             match Fork::from_number(block.fork) {
                 Some(fork) => {
                     let relation = block.relation;
+                    if fork == Fork::Main {
+                        self.files.written(relation);
+                    }
                     self.index
                         .change_map
                         .mark(ForkKey { relation, fork }, block.block);
@@ -264,8 +279,9 @@ impl Folder {
                 self.note(span, EventKind::RelationMapChanged { files });
             }),
             Rmgr::STANDBY => {
-                if let Some(oldest) = standby::oldest_running(record) {
-                    self.open.forget_before(oldest);
+                if let Some(running) = standby::running(record) {
+                    self.open.forget_before(running.oldest);
+                    self.files.running(running.oldest, running.next);
                 }
                 Some(())
             }
@@ -292,6 +308,13 @@ impl Folder {
         }
     }
 
+    fn shared_row(&mut self, record: &Record<'_>, row: SharedRow, change: SharedRowChange) {
+        match change {
+            SharedRowChange::InPlace => self.files.changed_in_place(row, record.start),
+            SharedRowChange::Deleted => self.files.deleted(record.header.xid, row, record.start),
+        }
+    }
+
     fn xact(&mut self, record: &Record<'_>, span: RecordSpan) -> Option<()> {
         if let XactRecord::End(end) = xact::parse(record, self.format.version)? {
             self.transaction_end(record, &end, span);
@@ -315,8 +338,11 @@ impl Folder {
         let (xid, time) = (end.xid, end.time);
         if !end.committed {
             self.open.abort(xid, end.subtransactions());
+            self.files.abort(xid, end.subtransactions());
             return;
         }
+        self.catalogs_changed(end);
+        let (files, created_complete) = self.files.commit(xid, end.subtransactions());
         let count = end.dropped().len() as u64;
         if count > 0 {
             let relations: Vec<Relation> = end.dropped().take(RELATIONS_PER_EVENT_MAX).collect();
@@ -327,6 +353,20 @@ impl Folder {
                     time,
                     relations,
                     count,
+                    created: files.created,
+                    created_complete,
+                },
+            );
+        }
+        if !files.databases.is_empty() || !files.tablespaces.is_empty() {
+            self.note(
+                span,
+                EventKind::DropCommitted {
+                    xid,
+                    time,
+                    before: files.before.unwrap_or(span.start),
+                    databases: files.databases,
+                    tablespaces: files.tablespaces,
                 },
             );
         }
@@ -339,6 +379,21 @@ impl Folder {
                     relations,
                 },
             );
+        }
+    }
+
+    fn catalogs_changed(&mut self, end: &TransactionEnd<'_>) {
+        let changed = &mut self.index.catalogs_changed;
+        for database in end.invalidated_databases() {
+            if changed.first() == Some(&MANY_DATABASES) {
+                return;
+            }
+            if let Err(place) = changed.binary_search(&database) {
+                changed.insert(place, database);
+            }
+            if changed.len() > CATALOGS_CHANGED_MAX {
+                *changed = vec![MANY_DATABASES];
+            }
         }
     }
 
@@ -406,6 +461,10 @@ impl Folder {
     fn smgr(&mut self, record: &Record<'_>, span: RecordSpan) -> Option<()> {
         match smgr::parse(record)? {
             SmgrRecord::Create { relation, fork } => {
+                // Of an unlogged relation only the init fork is logged.
+                if matches!(fork, Fork::Main | Fork::Init) {
+                    self.files.created(record.header.xid, relation);
+                }
                 let map = &mut self.index.change_map;
                 map.limit(ForkKey { relation, fork }, 0);
                 if fork == Fork::Main {
@@ -485,6 +544,8 @@ impl Folder {
                         database,
                     });
                 }
+                self.files
+                    .dropped_database(record.header.xid, database, record.start);
                 EventKind::DatabaseDropped {
                     database,
                     tablespaces,
@@ -501,7 +562,11 @@ impl Folder {
                 tablespace,
                 path: path.get(..PATH_LEN_MAX).unwrap_or(path).to_vec(),
             },
-            TblspcRecord::Drop { tablespace } => EventKind::TablespaceDropped { tablespace },
+            TblspcRecord::Drop { tablespace } => {
+                self.files
+                    .dropped_tablespace(record.header.xid, tablespace, record.start);
+                EventKind::TablespaceDropped { tablespace }
+            }
         };
         self.note(span, kind);
         Some(())

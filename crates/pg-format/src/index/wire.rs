@@ -12,11 +12,14 @@ use borealis_base::{RecordSpan, TimeStep, Timestamp};
 use prost::Message;
 use roaring::RoaringBitmap;
 
+use super::digest::{EventDigest, LeftOut};
+use super::files::{CarriedFiles, InPlaceChange, TransactionFiles};
 use super::{
-    CarryState, ChangeMap, Event, EventKind, ForkChanges, ForkKey, FullPageWritesChange, LogIndex,
-    ParameterChange, RedoPoint, RelationRows, Unparsed, Widening,
+    CarryState, ChangeMap, CreatedRelation, Event, EventKind, ForkChanges, ForkKey,
+    FullPageWritesChange, LogIndex, ParameterChange, RedoPoint, RelationRows, Unparsed, Widening,
 };
 use crate::control_file::{Parameters, WalLevel};
+use crate::wal::rmgr::heap::SharedRow;
 use crate::wal::{Start, UnparsedReason};
 use crate::{DatabaseFiles, Error, Fork, Lsn, Relation, Timeline};
 use messages as wire;
@@ -68,6 +71,47 @@ impl LogIndex {
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         Self::try_from(decode::<wire::LogIndex>(bytes)?)
     }
+}
+
+impl EventDigest {
+    /// The stored form; the same value gives the same bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        wire::EventDigest::from(self).encode_to_vec()
+    }
+
+    /// Reads the stored form.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let stored = decode::<wire::EventDigest>(bytes)?;
+        Ok(Self {
+            rule_set: stored.rule_set,
+            events: all(stored.events, event_in)?,
+            left_out: stored.left_out.map(|left_out| LeftOut {
+                rows: left_out.rows,
+                drops: left_out.drops,
+            }),
+            catalogs_changed: stored.catalogs_changed,
+        })
+    }
+}
+
+impl From<&EventDigest> for wire::EventDigest {
+    fn from(digest: &EventDigest) -> Self {
+        Self {
+            rule_set: digest.rule_set,
+            events: digest.events.iter().map(event_out).collect(),
+            left_out: digest.left_out.map(|left_out| wire::LeftOut {
+                rows: left_out.rows,
+                drops: left_out.drops,
+            }),
+            catalogs_changed: digest.catalogs_changed.clone(),
+        }
+    }
+}
+
+/// The bytes that an event takes in a digest.
+pub(super) fn digest_event_len(event: &Event) -> usize {
+    let len = event_out(event).encoded_len();
+    1 + prost::length_delimiter_len(len) + len
 }
 
 impl CarryState {
@@ -146,6 +190,61 @@ fn rows_in(rows: wire::RelationRows) -> RelationRows {
         updated: rows.updated,
         deleted: rows.deleted,
     }
+}
+
+fn created_out(created: &CreatedRelation) -> wire::CreatedRelation {
+    wire::CreatedRelation {
+        relation: Some(relation_out(created.relation)),
+        filled: created.filled,
+    }
+}
+
+fn created_in(created: wire::CreatedRelation) -> CreatedRelation {
+    CreatedRelation {
+        relation: created.relation.map(relation_in).unwrap_or_default(),
+        filled: created.filled,
+    }
+}
+
+fn files_of_out((xid, files): &(u32, TransactionFiles)) -> wire::TransactionFiles {
+    wire::TransactionFiles {
+        xid: *xid,
+        created: files.created.iter().map(created_out).collect(),
+        created_more: files.created_more,
+        databases: files.databases.clone(),
+        tablespaces: files.tablespaces.clone(),
+        before: files.before.map(|lsn| lsn.0),
+    }
+}
+
+fn files_of_in(files: wire::TransactionFiles) -> (u32, TransactionFiles) {
+    let files_of = TransactionFiles {
+        created: files.created.into_iter().map(created_in).collect(),
+        created_more: files.created_more,
+        databases: files.databases,
+        tablespaces: files.tablespaces,
+        before: files.before.map(Lsn),
+    };
+    (files.xid, files_of)
+}
+
+fn in_place_out(change: &InPlaceChange) -> wire::InPlaceChange {
+    wire::InPlaceChange {
+        relation: Some(relation_out(change.row.relation)),
+        block: change.row.block,
+        offset: u32::from(change.row.offset),
+        at: change.at.0,
+    }
+}
+
+fn in_place_in(change: wire::InPlaceChange) -> Result<InPlaceChange, Error> {
+    let row = SharedRow {
+        relation: change.relation.map(relation_in).unwrap_or_default(),
+        block: change.block,
+        offset: u16::try_from(change.offset).map_err(|_| bad("a line pointer is too large"))?,
+    };
+    let at = Lsn(change.at);
+    Ok(InPlaceChange { row, at })
 }
 
 fn map_out(map: &ChangeMap) -> wire::ChangeMap {
@@ -248,6 +347,7 @@ impl From<&LogIndex> for wire::LogIndex {
                 })
                 .collect(),
             unparsed_left_out: index.unparsed_left_out,
+            catalogs_changed: index.catalogs_changed.clone(),
         }
     }
 }
@@ -289,6 +389,7 @@ impl TryFrom<wire::LogIndex> for LogIndex {
                 })
             })?,
             unparsed_left_out: stored.unparsed_left_out,
+            catalogs_changed: stored.catalogs_changed,
         })
     }
 }
@@ -429,11 +530,28 @@ fn event_out(event: &Event) -> wire::Event {
             time,
             relations,
             count,
+            created,
+            created_complete,
         } => Kind::RelationsDropped(wire::RelationsDropped {
             xid: *xid,
             time_us: time.0,
             relations: relations.iter().copied().map(relation_out).collect(),
             count: *count,
+            created: created.iter().map(created_out).collect(),
+            created_complete: *created_complete,
+        }),
+        EventKind::DropCommitted {
+            xid,
+            time,
+            before,
+            databases,
+            tablespaces,
+        } => Kind::DropCommitted(wire::DropCommitted {
+            xid: *xid,
+            time_us: time.0,
+            before: before.0,
+            databases: databases.clone(),
+            tablespaces: tablespaces.clone(),
         }),
         EventKind::RelationTruncated {
             xid,
@@ -503,6 +621,15 @@ fn event_in(event: wire::Event) -> Result<Event, Error> {
             time: Timestamp(dropped.time_us),
             relations: dropped.relations.into_iter().map(relation_in).collect(),
             count: dropped.count,
+            created: dropped.created.into_iter().map(created_in).collect(),
+            created_complete: dropped.created_complete,
+        },
+        Kind::DropCommitted(dropped) => EventKind::DropCommitted {
+            xid: dropped.xid,
+            time: Timestamp(dropped.time_us),
+            before: Lsn(dropped.before),
+            databases: dropped.databases,
+            tablespaces: dropped.tablespaces,
         },
         Kind::RelationTruncated(cut) => EventKind::RelationTruncated {
             xid: cut.xid,
@@ -569,6 +696,9 @@ impl From<&CarryState> for wire::CarryState {
                     relations: rows.iter().map(rows_out).collect(),
                 })
                 .collect(),
+            files: carry.files.transactions.iter().map(files_of_out).collect(),
+            in_place: carry.files.in_place.iter().map(in_place_out).collect(),
+            known_from: carry.files.known_from,
         }
     }
 }
@@ -607,6 +737,11 @@ impl TryFrom<wire::CarryState> for CarryState {
                 .into_iter()
                 .map(|open| (open.xid, open.relations.into_iter().map(rows_in).collect()))
                 .collect(),
+            files: CarriedFiles {
+                transactions: stored.files.into_iter().map(files_of_in).collect(),
+                in_place: all(stored.in_place, in_place_in)?,
+                known_from: stored.known_from,
+            },
         })
     }
 }

@@ -201,22 +201,6 @@ pub trait Files {
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
 }
 
-/// Files of this machine.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LocalFiles;
-
-impl Files for LocalFiles {
-    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        std::fs::read(path)
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        std::fs::read_dir(path)?
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-            .collect()
-    }
-}
-
 /// Gathers the configuration: the three files (where known; else those in `data_dir`),
 /// `postgresql.auto.conf`, and all that they include.
 ///

@@ -1,26 +1,20 @@
-//! Pages of relations, read below a running server between the start and the end of a backup.
+//! Pages of relations, read from a running server between the start and the end of a backup.
 //!
 //! A read can meet a page half written. Whether that matters is decided by its position: a page that
 //! was changed after the backup's start is made whole by replay, any other has no business being
 //! torn, is read again a few times, and is damaged if it stays so. Rule: `sendFile` in
 //! `src/backend/backup/basebackup.c`.
 
-use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use borealis_pg_format::files::RelationFile;
 use borealis_pg_format::page::{PageFault, PageHeader, PageState, verify};
 use borealis_pg_format::{Fork, Lsn, Relation};
 
-use super::has_vanished;
-use crate::error::{Error, Result};
-
-/// The most bytes read at once, and so the buffer of one reader.
-pub const READ_BYTES_MAX: usize = 1 << 20;
+use super::{DataDir, FilePart, PART_BYTES_MAX};
+use crate::error::Result;
 
 /// How often an invalid page is read again before it counts as damaged.
 pub const RETRIES_MAX: u32 = 5;
@@ -47,8 +41,8 @@ pub enum PageRead {
 
 /// How the pages of a cluster are laid out, and how to wait.
 pub struct PageReader<'a> {
-    /// The data directory.
-    pub data_dir: PathBuf,
+    /// Where the files are read from.
+    pub dir: &'a dyn DataDir,
     /// The directory of this version in a tablespace, such as `PG_15_202209061`.
     pub tablespace_directory: String,
     /// Bytes of a page.
@@ -63,165 +57,168 @@ pub struct PageReader<'a> {
     pub pause: &'a (dyn Fn(Duration) + Sync),
 }
 
-/// Receives a block's number, what was found, and its bytes: a whole page, or nothing where there is
-/// none.
-pub type PageSink<'s> = dyn FnMut(u32, PageRead, &[u8]) -> Result<()> + 's;
+/// Blocks of one fork.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The relation.
+    pub relation: Relation,
+    /// Its fork.
+    pub fork: Fork,
+    /// The blocks.
+    pub ranges: &'a [Range<u32>],
+}
+
+/// Receives the number of a block among all that are wanted, what was found, and its bytes: a whole page,
+/// or nothing where there is none. Blocks that are read again come after the others.
+pub type PageSink<'s> = dyn FnMut(usize, PageRead, &[u8]) -> Result<()> + 's;
+
+/// Blocks that lie beside each other in one file.
+struct Chunk {
+    /// The number of the first among all that are wanted.
+    first: usize,
+    /// The first.
+    block: u32,
+    /// How many.
+    pages: usize,
+    part: FilePart,
+}
 
 impl PageReader<'_> {
-    /// Reads `ranges` of blocks of a fork, in the order given, and hands each block to `sink` once.
+    /// Reads what is wanted, and hands each block to `sink` once.
     ///
     /// # Errors
-    /// What `sink` returns, and failures of the disk. Damage and absence are answers.
-    pub fn read(
-        &self,
-        relation: Relation,
-        fork: Fork,
-        ranges: &[Range<u32>],
-        sink: &mut PageSink<'_>,
-    ) -> Result<()> {
-        let mut buffer = vec![0; self.chunk_pages() as usize * self.page_bytes];
-        let mut open: Option<(u32, Option<File>, PathBuf)> = None;
-        for range in ranges {
-            let mut block = range.start;
-            while block < range.end {
-                let segment = block / self.segment_pages;
-                let segment_end = segment.saturating_add(1).saturating_mul(self.segment_pages);
-                let end = range
-                    .end
-                    .min(segment_end)
-                    .min(block.saturating_add(self.chunk_pages()));
-                if open.as_ref().is_none_or(|(at, ..)| *at != segment) {
-                    let path = self.path(relation, fork, segment);
-                    open = Some((segment, Self::open(&path)?, path));
-                }
-                match &open {
-                    Some((_, Some(file), path)) => {
-                        self.chunk(file, path, block..end, &mut buffer, sink)?;
-                    }
-                    _ => {
-                        for block in block..end {
-                            sink(block, PageRead::Missing, &[])?;
-                        }
-                    }
-                }
-                block = end;
+    /// What `sink` returns, and failures to read. Damage and absence are answers.
+    pub fn read(&self, wanted: &[Wanted<'_>], sink: &mut PageSink<'_>) -> Result<()> {
+        let mut chunks = self.chunks(wanted);
+        for retries in 0..=RETRIES_MAX {
+            if retries > 0 {
+                (self.pause)(RETRY_DELAY);
+            }
+            chunks = self.look(&chunks, retries == RETRIES_MAX, sink)?;
+            if chunks.is_empty() {
+                break;
             }
         }
         Ok(())
     }
 
-    fn chunk_pages(&self) -> u32 {
-        u32::try_from(READ_BYTES_MAX / self.page_bytes)
-            .unwrap_or(1)
-            .max(1)
+    fn chunks(&self, wanted: &[Wanted<'_>]) -> Vec<Chunk> {
+        let pages_max = u32::try_from(PART_BYTES_MAX / self.page_bytes).unwrap_or(1);
+        let mut chunks = Vec::new();
+        let mut first = 0;
+        for of in wanted {
+            let mut open: Option<(u32, Arc<str>)> = None;
+            for range in of.ranges {
+                let mut block = range.start;
+                while block < range.end {
+                    let segment = block / self.segment_pages;
+                    let segment_end = segment.saturating_add(1).saturating_mul(self.segment_pages);
+                    let end =
+                        (range.end.min(segment_end)).min(block.saturating_add(pages_max.max(1)));
+                    let path = match &open {
+                        Some((at, path)) if *at == segment => path.clone(),
+                        _ => self.path(of, segment),
+                    };
+                    open = Some((segment, path.clone()));
+                    let pages = (end - block) as usize;
+                    chunks.push(Chunk {
+                        first,
+                        block,
+                        pages,
+                        part: self.part(path, block, pages),
+                    });
+                    first += pages;
+                    block = end;
+                }
+            }
+        }
+        chunks
     }
 
-    fn path(&self, relation: Relation, fork: Fork, segment: u32) -> PathBuf {
+    fn path(&self, of: &Wanted<'_>, segment: u32) -> Arc<str> {
         let file = RelationFile {
-            relation,
-            fork,
+            relation: of.relation,
+            fork: of.fork,
             segment,
         };
-        self.data_dir.join(file.path(&self.tablespace_directory))
+        file.path(&self.tablespace_directory).into()
     }
 
-    fn open(path: &Path) -> Result<Option<File>> {
-        match File::open(path) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if has_vanished(&error) => Ok(None),
-            Err(error) => Err(Error::file("open", path, error)),
+    fn part(&self, path: Arc<str>, block: u32, pages: usize) -> FilePart {
+        FilePart {
+            path,
+            offset: u64::from(block % self.segment_pages) * self.page_bytes as u64,
+            bytes: pages * self.page_bytes,
         }
     }
 
-    fn chunk(
-        &self,
-        file: &File,
-        path: &Path,
-        blocks: Range<u32>,
-        buffer: &mut [u8],
-        sink: &mut PageSink<'_>,
-    ) -> Result<()> {
-        let failed = |e| Error::file("read", path, e);
-        let wanted = (blocks.end - blocks.start) as usize * self.page_bytes;
-        let buffer = buffer
-            .get_mut(..wanted)
-            .expect("a chunk is never longer than the buffer");
-        let read = read_full(file, buffer, self.offset(blocks.start)).map_err(failed)?;
-        let whole = read / self.page_bytes;
-        for (at, (block, page)) in blocks
-            .zip(buffer.chunks_exact_mut(self.page_bytes))
-            .enumerate()
-        {
-            // A page that is only partly there is being added right now: one more look tells.
-            let mut complete = at < whole;
-            let mut state = complete.then(|| self.judge(page, block));
-            let mut retries = 0;
-            while retries < RETRIES_MAX && needs_another_look(state, at == whole, read, page.len())
-            {
-                retries += 1;
-                (self.pause)(RETRY_DELAY);
-                let again = read_full(file, page, self.offset(block)).map_err(failed)?;
-                complete = again == page.len();
-                state = complete.then(|| self.judge(page, block));
+    /// Reads `chunks`; returns what needs another look, unless this is the last.
+    fn look(&self, chunks: &[Chunk], is_last: bool, sink: &mut PageSink<'_>) -> Result<Vec<Chunk>> {
+        let parts: Vec<FilePart> = chunks.iter().map(|chunk| chunk.part.clone()).collect();
+        let mut again = Vec::new();
+        self.dir.read_parts(&parts, &mut |at, bytes| {
+            let chunk = chunks.get(at).expect("one answer for each part");
+            let mut pages = bytes.map(|bytes: &[u8]| bytes.chunks(self.page_bytes));
+            for (number, block) in (0..chunk.pages).zip(chunk.block..) {
+                let Some(pages) = &mut pages else {
+                    sink(chunk.first + number, PageRead::Missing, &[])?;
+                    continue;
+                };
+                let found = pages.next().unwrap_or_default();
+                let is_whole = found.len() == self.page_bytes;
+                let state = is_whole.then(|| verify(found, block, self.page_bytes, self.checksums));
+                if needs_another_look(state, found.len()) && !is_last {
+                    again.push(Chunk {
+                        first: chunk.first + number,
+                        block,
+                        pages: 1,
+                        part: self.part(chunk.part.path.clone(), block, 1),
+                    });
+                    continue;
+                }
+                let read = self.judge(state, found);
+                sink(
+                    chunk.first + number,
+                    read,
+                    if is_whole { found } else { &[] },
+                )?;
             }
-            let found = match state {
-                None => PageRead::PastEnd,
-                Some(PageState::New) => PageRead::New,
-                Some(PageState::Valid(lsn)) => PageRead::Good(lsn),
-                Some(PageState::Invalid(fault)) => match PageHeader::parse(page) {
-                    Some(header) if header.lsn >= self.start => PageRead::Newer(header.lsn),
-                    _ => PageRead::Damaged(fault),
-                },
-            };
-            sink(block, found, if complete { page } else { &[] })?;
+            Ok(())
+        })?;
+        Ok(again)
+    }
+
+    fn judge(&self, state: Option<PageState>, page: &[u8]) -> PageRead {
+        match state {
+            None => PageRead::PastEnd,
+            Some(PageState::New) => PageRead::New,
+            Some(PageState::Valid(lsn)) => PageRead::Good(lsn),
+            Some(PageState::Invalid(fault)) => match PageHeader::parse(page) {
+                Some(header) if header.lsn >= self.start => PageRead::Newer(header.lsn),
+                _ => PageRead::Damaged(fault),
+            },
         }
-        Ok(())
-    }
-
-    fn judge(&self, page: &[u8], block: u32) -> PageState {
-        verify(page, block, self.page_bytes, self.checksums)
-    }
-
-    fn offset(&self, block: u32) -> u64 {
-        u64::from(block % self.segment_pages) * self.page_bytes as u64
     }
 }
 
-/// Invalid pages get another look, and so does the page in whose middle the file ended.
-fn needs_another_look(
-    state: Option<PageState>,
-    is_first_missing: bool,
-    read: usize,
-    page_bytes: usize,
-) -> bool {
+/// Invalid pages get another look, and so does the page in whose middle the file ended: it is being added
+/// right now.
+fn needs_another_look(state: Option<PageState>, read: usize) -> bool {
     match state {
         Some(PageState::Invalid(_)) => true,
-        None => is_first_missing && !read.is_multiple_of(page_bytes),
+        None => read > 0,
         Some(_) => false,
     }
 }
 
-/// Reads until `buffer` is full or the file ends; returns how much came.
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::path::Path;
     use std::sync::Mutex;
 
     use borealis_pg_format::page::checksum;
 
+    use super::super::LocalDataDir;
     use super::*;
 
     const PAGE: usize = 8192;
@@ -251,8 +248,9 @@ mod tests {
         range: Range<u32>,
         pause: &(dyn Fn(Duration) + Sync),
     ) -> Vec<PageRead> {
+        let dir = LocalDataDir::new(data_dir);
         let reader = PageReader {
-            data_dir: data_dir.to_owned(),
+            dir: &dir,
             tablespace_directory: "PG_15_202209061".to_owned(),
             page_bytes: PAGE,
             segment_pages: 4,
@@ -260,16 +258,24 @@ mod tests {
             start: Lsn(1000),
             pause,
         };
-        let found = RefCell::new(Vec::new());
+        let wanted = Wanted {
+            relation: RELATION,
+            fork: Fork::Main,
+            ranges: std::slice::from_ref(&range),
+        };
+        let mut found = vec![None; range.len()];
         reader
-            .read(RELATION, Fork::Main, &[range], &mut |_, state, bytes| {
+            .read(&[wanted], &mut |at, state, bytes| {
                 let has_bytes = !matches!(state, PageRead::PastEnd | PageRead::Missing);
                 assert_eq!(bytes.len(), if has_bytes { PAGE } else { 0 });
-                found.borrow_mut().push(state);
+                assert_eq!(found[at].replace(state), None, "block {at} came twice");
                 Ok(())
             })
             .expect("readable");
-        found.into_inner()
+        found
+            .into_iter()
+            .map(|state| state.expect("every block comes"))
+            .collect()
     }
 
     fn data_dir(segments: &[Vec<u8>]) -> tempfile::TempDir {

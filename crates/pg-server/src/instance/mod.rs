@@ -5,6 +5,7 @@
 
 pub mod binaries;
 pub mod log;
+pub mod occupant;
 pub mod users;
 
 use std::fs::OpenOptions;
@@ -18,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 pub use binaries::Binaries;
 pub use log::{LogFact, LogTail, log_fact};
+pub use occupant::occupant;
 pub use users::SystemUser;
 
 use crate::conninfo::ConnInfo;

@@ -110,7 +110,14 @@ impl Login for SqlLogin {
              SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '30s'; \
              SET search_path = pg_catalog; SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; \
              SET intervalstyle = 'postgres'; SET extra_float_digits = 1; SET timezone = 'UTC'; \
-             SET standard_conforming_strings = on",
+             SET standard_conforming_strings = on; \
+             SET default_transaction_isolation = 'read committed'",
+        )
+        .await?;
+        // From 17 on a role may have a limit for whole transactions, a single long statement included.
+        link.rows(
+            "SELECT set_config('transaction_timeout', '0', false) \
+             WHERE current_setting('transaction_timeout', true) IS NOT NULL",
         )
         .await?;
         link.version = link.value("SHOW server_version_num").await?;

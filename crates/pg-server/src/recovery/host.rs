@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::CatalogFacts;
+use crate::error::Result;
+use crate::link::SqlLink;
 
 /// Where shared libraries lie on the systems we know.
 const LIBRARY_DIRECTORIES: [&str; 6] = [
@@ -24,7 +26,7 @@ pub struct HostFacts {
     pub glibc: Option<String>,
     /// The major version of ICU, such as `72`.
     pub icu: Option<String>,
-    /// The processor architecture, such as `x86_64`.
+    /// The processor architecture, such as `x86_64`; empty where it is unknown.
     pub architecture: String,
 }
 
@@ -36,6 +38,44 @@ impl HostFacts {
             icu: icu(),
             architecture: std::env::consts::ARCH.to_owned(),
         }
+    }
+}
+
+impl HostFacts {
+    /// Those of the machine of the server at `link`, as far as SQL tells: not the version of ICU, and that
+    /// of the C library only where a collation uses it.
+    pub async fn of_server(link: &SqlLink) -> Result<Self> {
+        let version: String = link.value("SELECT version()").await?;
+        // What the C library says of its collations is its own version (`get_collation_actual_version`
+        // in `pg_locale.c`).
+        let glibc = link
+            .row(
+                "SELECT min(pg_collation_actual_version(oid)) AS version FROM pg_collation \
+                 WHERE collprovider = 'c'",
+            )
+            .await?
+            .text("version")
+            .map(str::to_owned);
+        Ok(Self {
+            glibc,
+            icu: None,
+            architecture: architecture(&version).to_owned(),
+        })
+    }
+}
+
+/// The architecture in what `version()` answers, such as `PostgreSQL 15.8 on x86_64-pc-linux-gnu, compiled
+/// by ...`, by the name that [`std::env::consts::ARCH`] has for it; empty where it does not say.
+fn architecture(version: &str) -> &str {
+    let platform = version.split(" on ").nth(1).unwrap_or_default();
+    match platform.split('-').next().unwrap_or_default() {
+        "i386" | "i486" | "i586" | "i686" => "x86",
+        "powerpc64le" | "ppc64le" | "powerpc64" => "powerpc64",
+        "arm64" => "aarch64",
+        "s390x" => "s390x",
+        other if other.starts_with("arm") => "arm",
+        other if other.starts_with("riscv64") => "riscv64",
+        other => other,
     }
 }
 
@@ -79,7 +119,8 @@ pub struct HostWarning {
 /// different wherever an index depends on it.
 pub fn compare(then: &HostFacts, now: &HostFacts, catalog: &CatalogFacts) -> Vec<HostWarning> {
     let mut warnings = Vec::new();
-    if then.architecture != now.architecture {
+    // One that is unknown is compared by the server itself, when it reads the control file.
+    if !then.architecture.is_empty() && then.architecture != now.architecture {
         warnings.push(HostWarning {
             text: format!(
                 "the backup is of a {} machine and this is {}: the layout of pages may differ",
@@ -168,6 +209,35 @@ mod tests {
         let unknown = host(None, None);
         assert_eq!(compare(&unknown, &unknown, &catalog()).len(), 2);
         assert!(compare(&then, &unknown, &CatalogFacts::default()).is_empty());
+    }
+
+    #[test]
+    fn the_architecture_is_found_in_what_the_server_says_of_itself() {
+        for (version, expected) in [
+            (
+                "PostgreSQL 15.18 (Debian 15.18-0+deb12u1) on x86_64-pc-linux-gnu, compiled by gcc, 64-bit",
+                "x86_64",
+            ),
+            (
+                "PostgreSQL 18.4 on aarch64-linux, compiled by clang-17",
+                "aarch64",
+            ),
+            (
+                "PostgreSQL 14.1 on powerpc64le-unknown-linux-gnu, compiled by x",
+                "powerpc64",
+            ),
+            (
+                "PostgreSQL 15.4, compiled by Visual C++ build 1914, 64-bit",
+                "",
+            ),
+        ] {
+            assert_eq!(architecture(version), expected, "{version}");
+        }
+        let unknown = HostFacts {
+            architecture: String::new(),
+            ..host(None, None)
+        };
+        assert!(compare(&unknown, &host(None, None), &CatalogFacts::default()).is_empty());
     }
 
     #[test]

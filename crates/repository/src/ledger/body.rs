@@ -30,6 +30,8 @@ pub enum EntryBody {
     ReadBack,
     /// What an attempt at a base backup has stored so far.
     PartialBaseBackup(PartialBaseBackup),
+    /// What the numbers in the log stood for by name, in the entry's other frames.
+    Names(Names),
 }
 
 /// See [`EntryBody::Opened`].
@@ -67,6 +69,9 @@ pub struct LogPiece {
     pub last_record: Option<RecordSpan>,
     /// Where a parser must begin to understand what follows.
     pub resume_at: Position,
+    /// What the engine wants to know of the piece without reading it, opaque; `None` where the writer
+    /// did not say.
+    pub engine: Option<Bytes>,
 }
 
 /// See [`EntryBody::BaseBackup`].
@@ -113,6 +118,21 @@ pub struct PartialBaseBackup {
     pub missing_pages: u64,
     /// Number of the rule set that chose which pages to read.
     pub rule_set: u32,
+}
+
+/// See [`EntryBody::Names`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// Branch of the positions.
+    pub branch: Branch,
+    /// The names were read when the log had come at least here,
+    pub from: Position,
+    /// and at most here.
+    pub to: Position,
+    /// When they were read, by the writer's clock.
+    pub taken_at: Timestamp,
+    /// Whether these are all names; else they replace some of those before.
+    pub whole: bool,
 }
 
 /// See [`EntryBody::Settled`].

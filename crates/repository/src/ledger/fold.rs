@@ -8,8 +8,8 @@ use super::holder::{Holder, Presence};
 use super::message;
 use crate::numbered::{Chain, Item};
 use crate::plan::{
-    BaseBackupSummary, BranchSummary, GapSummary, LineageState, PartialSummary, PieceSummary,
-    SettledSummary,
+    BaseBackupSummary, BranchSummary, GapSummary, LineageState, NamesSummary, PartialSummary,
+    PieceSummary, SettledSummary,
 };
 use crate::{Error, Result, layout};
 
@@ -106,6 +106,8 @@ impl Fold {
                 resume_at: piece.resume_at,
                 stored_bytes: item.object_len,
                 head_digest: item.digest,
+                // A slice would keep all that was read with it.
+                engine: (piece.engine).map(|engine| Bytes::copy_from_slice(&engine)),
             }),
             EntryBody::BaseBackup(backup) => {
                 // What was stored before it is in it, or is older than it.
@@ -162,6 +164,16 @@ impl Fold {
                 state.branches.insert(started.branch, summary);
             }
             EntryBody::Retired(retired) => state.retired = Some(retired.reason),
+            EntryBody::Names(names) => state.names.push(NamesSummary {
+                entry,
+                branch: names.branch,
+                from: names.from,
+                to: names.to,
+                taken_at: names.taken_at,
+                whole: names.whole,
+                stored_bytes: item.object_len,
+                head_digest: item.digest,
+            }),
             EntryBody::ReadBack => {}
         }
     }

@@ -106,6 +106,7 @@ pub(crate) fn inspect_body(name: &str, body: Bytes) -> Result<Value> {
             "settled_after": b.settled_after,
             "last_record": b.last_record.map(span),
             "resume_at": b.resume_at,
+            "engine": b.engine.as_ref().map(|engine| opaque(engine)),
         }}),
         EntryBody::BaseBackup(b) => json!({"base_backup": {
             "manifest": object_ref(&b.manifest),
@@ -137,6 +138,13 @@ pub(crate) fn inspect_body(name: &str, body: Bytes) -> Result<Value> {
             "history": opaque(&b.history),
         }}),
         EntryBody::ReadBack => json!({"read_back": {}}),
+        EntryBody::Names(b) => json!({"names": {
+            "branch": b.branch,
+            "from": b.from,
+            "to": b.to,
+            "taken_at": b.taken_at,
+            "whole": b.whole,
+        }}),
         EntryBody::Retired(b) => json!({"retired": {"reason": b.reason}}),
         EntryBody::PartialBaseBackup(b) => json!({"partial_base_backup": {
             "manifest": object_ref(&b.manifest),

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::body::{
-    BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Opened, PartialBaseBackup,
+    BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Names, Opened, PartialBaseBackup,
     Retired, Settled,
 };
 use super::holder::Holder;
@@ -13,7 +13,7 @@ use crate::plan::ObjectRef;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct BodyMessage {
-    #[prost(oneof = "BodyKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "BodyKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12")]
     kind: Option<BodyKind>,
 }
 
@@ -39,6 +39,22 @@ enum BodyKind {
     PartialBaseBackup(PartialBaseBackupMessage),
     #[prost(message, tag = "10")]
     ReadBack(ReadBackMessage),
+    #[prost(message, tag = "12")]
+    Names(NamesMessage),
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct NamesMessage {
+    #[prost(uint32, tag = "1")]
+    branch: u32,
+    #[prost(uint64, tag = "2")]
+    from: u64,
+    #[prost(uint64, tag = "3")]
+    to: u64,
+    #[prost(sint64, tag = "4")]
+    taken_at: i64,
+    #[prost(bool, tag = "5")]
+    whole: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -100,6 +116,8 @@ struct LogPieceMessage {
     last_record: Option<SpanMessage>,
     #[prost(uint64, tag = "7")]
     resume_at: u64,
+    #[prost(bytes = "bytes", optional, tag = "8")]
+    engine: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -309,6 +327,7 @@ pub(super) fn encode(body: &EntryBody) -> Bytes {
             settled_after: b.settled_after.map(|t| t.0),
             last_record: b.last_record.map(span),
             resume_at: b.resume_at.0,
+            engine: b.engine,
         }),
         EntryBody::BaseBackup(b) => BodyKind::BaseBackup(BaseBackupMessage {
             manifest: Some(object_ref(&b.manifest)),
@@ -351,6 +370,13 @@ pub(super) fn encode(body: &EntryBody) -> Bytes {
             rule_set: b.rule_set,
         }),
         EntryBody::ReadBack => BodyKind::ReadBack(ReadBackMessage {}),
+        EntryBody::Names(b) => BodyKind::Names(NamesMessage {
+            branch: b.branch.0,
+            from: b.from.0,
+            to: b.to.0,
+            taken_at: b.taken_at.0,
+            whole: b.whole,
+        }),
     };
     BodyMessage { kind: Some(kind) }.encode_to_vec().into()
 }
@@ -386,6 +412,7 @@ fn read_kind(kind: BodyKind) -> Option<EntryBody> {
             settled_after: m.settled_after.map(Timestamp),
             last_record: m.last_record.as_ref().map(read_span),
             resume_at: Position(m.resume_at),
+            engine: m.engine,
         }),
         BodyKind::BaseBackup(m) => EntryBody::BaseBackup(BaseBackup {
             manifest: read_ref(m.manifest.as_ref()?)?,
@@ -428,5 +455,12 @@ fn read_kind(kind: BodyKind) -> Option<EntryBody> {
             rule_set: m.rule_set,
         }),
         BodyKind::ReadBack(_) => EntryBody::ReadBack,
+        BodyKind::Names(m) => EntryBody::Names(Names {
+            branch: Branch(m.branch),
+            from: Position(m.from),
+            to: Position(m.to),
+            taken_at: Timestamp(m.taken_at),
+            whole: m.whole,
+        }),
     })
 }

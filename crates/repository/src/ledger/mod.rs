@@ -25,7 +25,7 @@ use bytes::Bytes;
 use prost::Message;
 
 pub use body::{
-    BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Opened, PartialBaseBackup,
+    BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Names, Opened, PartialBaseBackup,
     Retired, Settled,
 };
 pub use floor::raise_floor;

@@ -125,6 +125,7 @@ fn piece(state: &crate::plan::LineageState) -> EntryBody {
         settled_after: None,
         last_record: None,
         resume_at: start.plus(1),
+        engine: None,
     })
 }
 

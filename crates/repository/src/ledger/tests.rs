@@ -55,6 +55,7 @@ fn piece(start: u64, end: u64) -> EntryBody {
             end: Position(end),
         }),
         resume_at: Position(end),
+        engine: None,
     })
 }
 
@@ -109,6 +110,23 @@ fn one_of_each() -> Vec<EntryBody> {
         }),
         EntryBody::ReadBack,
         partial(500),
+        EntryBody::Names(Names {
+            branch: Branch(1),
+            from: Position(90),
+            to: Position(110),
+            taken_at: Timestamp(-6),
+            whole: true,
+        }),
+        EntryBody::LogPiece(LogPiece {
+            branch: Branch(1),
+            start: Position(100),
+            end: Position(110),
+            settled_before: None,
+            settled_after: None,
+            last_record: None,
+            resume_at: Position(110),
+            engine: Some(Bytes::from_static(b"digest")),
+        }),
     ]
 }
 
@@ -181,6 +199,18 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     assert_eq!((partial.entry, partial.start), (9, Position(500)));
     assert_eq!((partial.stored_pages, partial.missing_pages), (7, 3));
     assert_eq!(state.settled[0].through, Timestamp(-9));
+    let names = &state.names[0];
+    assert_eq!(
+        (names.entry, names.from, names.to),
+        (11, Position(90), Position(110))
+    );
+    assert!(names.whole && names.taken_at == Timestamp(-6));
+    let engine: Vec<_> = state
+        .pieces
+        .iter()
+        .map(|piece| piece.engine.as_deref())
+        .collect();
+    assert_eq!(engine, [None, Some(&b"digest"[..])]);
     assert_eq!(state.gaps[0].reason, "slot lost");
     assert_eq!(state.branches[&Branch(2)].parent, Branch(1));
     assert_eq!(state.retired.as_deref(), Some("replaced"));

@@ -61,7 +61,7 @@ impl PieceIdentity {
     }
 
     /// A frame of `content`, laid out in `plain`, which serves one frame after the other.
-    fn frame(
+    pub(super) fn frame(
         &self,
         kind: FrameKind,
         compression: Compression,

@@ -101,6 +101,7 @@ impl World {
             resume_at: Position(end),
             stored_bytes: sealed.bytes.len() as u64,
             head_digest: sealed.head_digest,
+            engine: None,
         });
     }
 

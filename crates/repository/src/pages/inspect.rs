@@ -4,10 +4,11 @@ use borealis_base::Timestamp;
 use borealis_keys::DataKeys;
 use serde_json::{Value, json};
 
+use super::digests;
 use super::frame::PageFrame;
 use super::manifest::{Blob, PageFile};
 use super::message::{self, FRAME_MAP_PART};
-use super::pack::{FRAME_BLOBS, FRAME_PAGES};
+use super::pack::{FRAME_BLOBS, FRAME_DIGESTS, FRAME_PAGES};
 use crate::Result;
 use crate::inspect::{Inspector, hex, opaque};
 use crate::object::{ObjectKind, ObjectView};
@@ -38,6 +39,12 @@ impl Inspector for PackInspector {
                         "page_size": pages.page_size(),
                         "pages": ranges(pages.numbers()),
                     })
+                }
+                FRAME_DIGESTS => {
+                    let digests = digests::decode(&plain)
+                        .map_err(|error| object.head().damaged(error.to_string()))?;
+                    let frames: Vec<u32> = digests.iter().map(|frame| frame.frame).collect();
+                    json!({"number": number, "digests_of_frames": ranges(&frames)})
                 }
                 FRAME_BLOBS => json!({"number": number, "blob_bytes": plain.len()}),
                 kind => json!({"number": number, "unknown_kind": kind}),

@@ -2,9 +2,11 @@
 //! but for the map parts that it names in earlier ones.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use borealis_base::{Branch, LineageId, Position, Timestamp};
 use bytes::Bytes;
 
@@ -21,6 +23,8 @@ use crate::{Error, Result, layout};
 
 /// Longest path in a manifest.
 pub const NAME_BYTES_MAX: usize = 4_096;
+/// Bytes read at a time to compare a file with a blob.
+const COMPARE_BYTES: usize = 256 << 10;
 
 /// A file made of pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +56,27 @@ pub struct Blob {
     pub sha256: [u8; 32],
     /// Where its content lies, in order.
     pub chunks: Vec<BlobChunk>,
+}
+
+impl Blob {
+    /// Whether `content`, to its end, is that of this blob. Reads no more than one byte past its length.
+    pub fn is_content_of(&self, content: impl Read) -> std::io::Result<bool> {
+        let mut content = content.take(self.len.saturating_add(1));
+        let mut digest = digest::Context::new(&digest::SHA256);
+        let mut buffer = vec![0; COMPARE_BYTES];
+        let mut len = 0;
+        loop {
+            let count = match content.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            len += count as u64;
+            digest.update(buffer.get(..count).unwrap_or_default());
+        }
+        Ok(len == self.len && digest.finish().as_ref() == self.sha256.as_slice())
+    }
 }
 
 /// Some of a blob's content.

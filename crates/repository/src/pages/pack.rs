@@ -16,6 +16,7 @@ use borealis_base::{Entropy, LineageId, ObjectId, Timestamp};
 use borealis_keys::DataKey;
 use bytes::Bytes;
 
+use super::digests::{DigestFrames, PageDigest, PageDigester};
 use super::frame::{PageFrame, is_zero};
 use super::manifest::{Blob, BlobChunk};
 use super::map::{Location, Run, runs_of};
@@ -32,6 +33,8 @@ use crate::{Error, Result, layout};
 pub const FRAME_PAGES: FrameKind = 1;
 /// Frame of blob contents, one behind the other.
 pub const FRAME_BLOBS: FrameKind = 2;
+/// Frame of digests of the pages of other frames of the pack, behind all of them.
+pub const FRAME_DIGESTS: FrameKind = 3;
 
 /// Stored bytes of a pack at which it is closed.
 pub const PACK_BYTES_MAX: u64 = 32 << 20;
@@ -89,18 +92,27 @@ impl StoredPack {
 #[derive(Debug, Clone)]
 pub struct PreparedPages {
     file: u32,
-    frame: Option<(PreparedFrame, Vec<u32>)>,
+    frame: Option<FullPages>,
     zero_runs: Vec<Run>,
+}
+
+/// Those that are not all zeros.
+#[derive(Debug, Clone)]
+struct FullPages {
+    frame: PreparedFrame,
+    numbers: Vec<u32>,
+    digests: Vec<PageDigest>,
 }
 
 /// Lays out and compresses pages of one page file: ascending, as many as a frame holds at most. Pages
 /// of zeros become runs without content. A pure function, to be called on as many threads as there
-/// are; its result is pushed into any writer.
+/// are; its result is pushed into any writer with the key that `digester` was made for.
 pub fn prepare_pages(
     file: u32,
     page_size: u32,
     pages: &[(u32, &[u8])],
     compression: Compression,
+    digester: &PageDigester,
 ) -> Result<PreparedPages> {
     let (zero, full): (Vec<_>, Vec<_>) = pages.iter().copied().partition(|(_, page)| is_zero(page));
     let wrong = zero
@@ -121,10 +133,11 @@ pub fn prepare_pages(
         let plain = PageFrame::encode(file, page_size, &full).map_err(|error| Error::Bug {
             what: error.to_string(),
         })?;
-        Some((
-            PreparedFrame::new(FRAME_PAGES, compression, &plain),
-            numbers(&full),
-        ))
+        Some(FullPages {
+            frame: PreparedFrame::new(FRAME_PAGES, compression, &plain),
+            numbers: numbers(&full),
+            digests: full.iter().map(|(_, page)| digester.digest(page)).collect(),
+        })
     };
     let zero_runs = runs_of(file, &numbers(&zero), Location::Zero);
     Ok(PreparedPages {
@@ -202,13 +215,25 @@ impl PackTarget {
             patience: Patience::default(),
         }
     }
+
+    /// What makes the digests of pages that go into these packs.
+    pub fn digester(&self) -> PageDigester {
+        PageDigester::new(&self.key.secret)
+    }
+}
+
+/// A pack that frames are still added to.
+struct OpenPack {
+    number: u32,
+    object: ObjectBuilder,
+    digests: DigestFrames,
 }
 
 /// Collects frames into packs. See the module for what it guarantees and costs.
 pub struct PackWriter {
     target: PackTarget,
     numbers: Arc<PackNumbers>,
-    open: Option<(u32, ObjectBuilder)>,
+    open: Option<OpenPack>,
     stored: Vec<StoredPack>,
     stored_bytes: u64,
 }
@@ -233,42 +258,54 @@ impl PackWriter {
             frame,
             zero_runs: mut runs,
         } = pages;
-        if let Some((frame, numbers)) = frame {
-            let at = self.push(frame).await?;
-            runs.extend(runs_of(file, &numbers, at));
+        if let Some(full) = frame {
+            let at = self.push(full.frame).await?;
+            if let (Location::Frame { frame, .. }, Some(open)) = (at, &mut self.open) {
+                open.digests.add(frame, file, &full.numbers, &full.digests);
+            }
+            runs.extend(runs_of(file, &full.numbers, at));
             runs.sort_unstable_by_key(Run::start);
         }
         Ok(runs)
     }
 
     async fn push(&mut self, frame: PreparedFrame) -> Result<Location> {
-        let full = self.open.as_ref().is_some_and(|(_, open)| {
-            open.frame_bytes() + frame.stored_len() > self.target.pack_bytes_max
-                || open.frame_count() >= PACK_FRAMES_MAX
+        let full = self.open.as_ref().is_some_and(|OpenPack { object, .. }| {
+            object.frame_bytes() + frame.stored_len() > self.target.pack_bytes_max
+                || object.frame_count() >= PACK_FRAMES_MAX
         });
         if full {
             self.close().await?;
         }
-        let (pack, open) = self.open.get_or_insert_with(|| {
+        let open = self.open.get_or_insert_with(|| {
             let id = ObjectId::random(&*self.target.entropy);
-            (
-                self.numbers.take(),
-                ObjectBuilder::new(ObjectKind::Pack, id, Some(&self.target.key)),
-            )
+            OpenPack {
+                number: self.numbers.take(),
+                object: ObjectBuilder::new(ObjectKind::Pack, id, Some(&self.target.key)),
+                digests: DigestFrames::default(),
+            }
         });
         Ok(Location::Frame {
-            pack: *pack,
-            frame: open.push(frame),
+            pack: open.number,
+            frame: open.object.push(frame),
         })
     }
 
     /// Seals, stores and reads back the open pack.
     async fn close(&mut self) -> Result<()> {
-        let Some((number, open)) = self.open.take() else {
+        let Some(open) = self.open.take() else {
             return Ok(());
         };
-        let frames = open.frame_count();
-        let sealed = blocking(move || open.seal()).await?;
+        let OpenPack {
+            number,
+            mut object,
+            digests,
+        } = open;
+        for plain in digests.finish() {
+            object.push_frame(FRAME_DIGESTS, Compression::None, &plain);
+        }
+        let frames = object.frame_count();
+        let sealed = blocking(move || object.seal()).await?;
         let name = layout::pack(self.target.lineage, sealed.id);
         put_and_read_back(&self.target, &name, &sealed).await?;
         let object = ObjectRef {
@@ -288,7 +325,7 @@ impl PackWriter {
 
     /// Bytes written so far, those of the open pack included.
     pub fn written_bytes(&self) -> u64 {
-        let open = self.open.as_ref().map_or(0, |(_, open)| open.frame_bytes());
+        let open = (self.open.as_ref()).map_or(0, |open| open.object.frame_bytes());
         self.stored_bytes + open
     }
 

@@ -3,8 +3,8 @@
 //! Every frame is authenticated before a byte of it is used, and checked to be the frame that the map
 //! means: of the page file, holding the page.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -13,13 +13,15 @@ use borealis_base::{Progress, Unit};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
+use super::digests::{self, FrameDigests, PageDigest, PageDigester};
 use super::fetch::Fetcher;
 use super::frame::PageFrame;
 use super::manifest::{Blob, Manifest, PackEntry, PageFile};
 use super::map::{Location, PageKey, PageMap, Run, runs_within};
-use super::pack::{FRAME_BLOBS, FRAME_PAGES, blocking};
+use super::pack::{FRAME_BLOBS, FRAME_DIGESTS, FRAME_PAGES, blocking};
 use super::parts::part_of;
 use crate::object::{ObjectHead, ObjectKind};
+use crate::wire::Malformed;
 use crate::{Error, Result};
 
 /// Map parts kept for single look-ups; a full part has about 400 KiB.
@@ -28,6 +30,8 @@ const PARTS_MAX: usize = 64;
 const RANGE_BYTES_MAX: u64 = 8 << 20;
 /// Unwanted bytes that are fetched along to save a get.
 const HOLE_BYTES_MAX: u64 = 256 << 10;
+/// Frames whose pages are compared by digest at a time.
+const COMPARES: usize = 4;
 /// Ranged gets at a time, at most. Memory of a restore: this many times a range and a plain frame.
 pub const CONCURRENCY_MAX: usize = 32;
 
@@ -42,7 +46,32 @@ pub trait PageSink: Send + Sync + 'static {
 
     /// Places `count` pages of zeros from `first` on.
     fn zeros(&self, file: &PageFile, first: u32, count: u32) -> Result<(), Self::Error>;
+
+    /// Whether pages may be in place already, so that [`Self::held`] is worth asking.
+    fn may_hold(&self) -> bool {
+        false
+    }
+
+    /// Which pages of a file, ascending, are in place already, by the digests that they must have. Those
+    /// that are will not be placed; the others come to [`Self::replace`].
+    fn held(
+        &self,
+        file: &PageFile,
+        pages: &[(u32, PageDigest)],
+        digester: &PageDigester,
+    ) -> Result<Vec<bool>, Self::Error> {
+        let _ = (file, digester);
+        Ok(vec![false; pages.len()])
+    }
+
+    /// Places pages of a file, ascending, of which [`Self::held`] has said that they are not in place.
+    fn replace(&self, file: &PageFile, pages: &[(u32, Bytes)]) -> Result<(), Self::Error> {
+        self.pages(file, pages)
+    }
 }
+
+/// What is known of the frames of one pack before any is fetched: of each, which pages the receiver holds.
+type HeldPages = BTreeMap<u32, BTreeSet<u32>>;
 
 /// Neighbouring frames of one pack that one ranged get fetches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,7 +291,10 @@ impl PageReader {
     /// Hands every page to `sink`: each frame fetched and opened once, its pages that are still
     /// current placed at once. Progress counts pages.
     ///
-    /// Memory: the page map, and `concurrency` (at most [`CONCURRENCY_MAX`]) ranges of 8 MiB.
+    /// Where the receiver may hold pages already, it is asked first, by their digests, and frames of which it
+    /// holds every current page are not fetched.
+    ///
+    /// Memory: the page map, and `concurrency` (at most [`CONCURRENCY_MAX`]) ranges of 8 MiB; the digests of two packs.
     pub async fn restore_pages<S: PageSink>(
         self: &Arc<Self>,
         sink: Arc<S>,
@@ -275,44 +307,122 @@ impl PageReader {
             sink.zeros(self.file(run.file)?, run.first, run.count)?;
             progress.advance(u64::from(run.count));
         }
-        let by_pack = map.frames_by_pack();
-        let work = futures::stream::iter(by_pack)
+        let (map, sink) = (&map, &sink);
+        let work = futures::stream::iter(map.frames_by_pack())
             .map(|(pack, frames)| async move {
                 let head = self.pack_head(pack).await?;
-                let wanted: Arc<[(u32, u32)]> = frames.into();
+                let held = self.held_pages(map, sink, (pack, &head), &frames).await?;
+                let kept: u64 = held.values().map(|pages| pages.len() as u64).sum();
+                progress.advance(kept);
+                let wanted: Arc<[(u32, u32)]> = (frames.into_iter())
+                    .filter(|(frame, pages)| {
+                        held.get(frame)
+                            .is_none_or(|held| held.len() < *pages as usize)
+                    })
+                    .collect();
                 let ranges = coalesce(&head, &wanted)?;
-                let tasks = ranges
-                    .into_iter()
-                    .map(move |range| Ok((pack, Arc::clone(&head), Arc::clone(&wanted), range)));
-                Ok::<_, Error>(futures::stream::iter(tasks))
+                let held = Arc::new(held);
+                let tasks = ranges.into_iter().map(move |range| {
+                    Ok((
+                        pack,
+                        Arc::clone(&head),
+                        Arc::clone(&wanted),
+                        Arc::clone(&held),
+                        range,
+                    ))
+                });
+                Ok::<_, S::Error>(futures::stream::iter(tasks))
             })
             .buffered(2)
             .try_flatten();
-        let map = &map;
-        let sink = &sink;
-        work.map_err(S::Error::from)
-            .map_ok(|(pack, head, wanted, range)| async move {
-                let stored = self
-                    .fetcher
-                    .stored_frames(&head, range.frames.clone())
-                    .await?;
-                let job = RangeJob {
-                    reader: Arc::clone(self),
-                    map: Arc::clone(map),
-                    pack,
-                    head,
-                    wanted,
-                    range,
-                };
-                let sink = Arc::clone(sink);
-                blocking(move || job.place(stored, &*sink)).await?
-            })
-            .try_buffer_unordered(concurrency.clamp(1, CONCURRENCY_MAX))
-            .try_for_each(|placed| async move {
-                progress.advance(placed);
-                Ok(())
-            })
-            .await
+        work.map_ok(|(pack, head, wanted, held, range)| async move {
+            let stored = self
+                .fetcher
+                .stored_frames(&head, range.frames.clone())
+                .await?;
+            let job = RangeJob {
+                reader: Arc::clone(self),
+                map: Arc::clone(map),
+                pack,
+                head,
+                wanted,
+                held,
+                range,
+            };
+            let sink = Arc::clone(sink);
+            blocking(move || job.place(stored, &*sink)).await?
+        })
+        .try_buffer_unordered(concurrency.clamp(1, CONCURRENCY_MAX))
+        .try_for_each(|placed| async move {
+            progress.advance(placed);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Which pages of the wanted `frames` of a pack the receiver holds already, as far as the pack has
+    /// digests; a frame that is not named is fetched and compared. Fetches the digests only.
+    async fn held_pages<S: PageSink>(
+        self: &Arc<Self>,
+        map: &Arc<PageMap>,
+        sink: &Arc<S>,
+        (pack, head): (u32, &Arc<ObjectHead>),
+        frames: &[(u32, u32)],
+    ) -> Result<HeldPages, S::Error> {
+        if !sink.may_hold() {
+            return Ok(HeldPages::new());
+        }
+        let keys = self.fetcher.keys();
+        let data_key = head.data_key().and_then(|key| keys.get(key));
+        let Some(digester) = data_key.map(|key| PageDigester::new(&key.secret)) else {
+            return Ok(HeldPages::new());
+        };
+        let mut known = Vec::new();
+        for number in head.frames_of(FRAME_DIGESTS) {
+            let plain = self.fetcher.frame(head, number).await?;
+            let wrong = |error: Malformed| head.damaged(format!("frame {number}: {error}"));
+            known.extend(digests::decode(&plain).map_err(wrong)?);
+        }
+        known.retain(|frame| {
+            frames
+                .binary_search_by_key(&frame.frame, |(frame, _)| *frame)
+                .is_ok()
+        });
+        let asked = futures::stream::iter(known).map(|frame| {
+            let (reader, map, sink) = (Arc::clone(self), Arc::clone(map), Arc::clone(sink));
+            let digester = digester.clone();
+            blocking(move || reader.held_of_frame(&map, &*sink, pack, frame, &digester))
+        });
+        let mut asked = asked.buffer_unordered(COMPARES);
+        let mut held = HeldPages::new();
+        while let Some(answer) = asked.next().await {
+            held.extend(answer??);
+        }
+        Ok(held)
+    }
+
+    fn held_of_frame<S: PageSink>(
+        &self,
+        map: &PageMap,
+        sink: &S,
+        pack: u32,
+        frame: FrameDigests,
+        digester: &PageDigester,
+    ) -> Result<Option<(u32, BTreeSet<u32>)>, S::Error> {
+        let here = Location::Frame {
+            pack,
+            frame: frame.frame,
+        };
+        let file = self.file(frame.file)?;
+        let current: Vec<(u32, PageDigest)> = (frame.pages.into_iter())
+            .filter(|(page, _)| map.locate(file.number, *page) == Some(here))
+            .collect();
+        let held = sink.held(file, &current, digester)?;
+        let pages = current.iter().zip(held).filter(|(_, held)| *held);
+        Ok(Some((
+            frame.frame,
+            pages.map(|((page, _), _)| *page).collect(),
+        )))
     }
 
     /// Reads a blob piece by piece. Its length and SHA-256 are checked when the last piece has been
@@ -391,6 +501,7 @@ struct RangeJob {
     pack: u32,
     head: Arc<ObjectHead>,
     wanted: Arc<[(u32, u32)]>,
+    held: Arc<HeldPages>,
     range: FrameRange,
 }
 
@@ -438,7 +549,8 @@ impl RangeJob {
             pack: self.pack,
             frame: number,
         };
-        let current: Vec<(u32, Bytes)> = frame
+        let held = self.held.get(&number);
+        let mut current: Vec<(u32, Bytes)> = frame
             .iter()
             .filter(|(page, _)| self.map.locate(file.number, *page) == Some(here))
             .collect();
@@ -449,7 +561,13 @@ impl RangeJob {
             );
             return Err(self.head.damaged(what).into());
         }
-        sink.pages(file, &current)?;
+        match held {
+            None => sink.pages(file, &current)?,
+            Some(held) => {
+                current.retain(|(page, _)| !held.contains(page));
+                sink.replace(file, &current)?;
+            }
+        }
         Ok(current.len() as u64)
     }
 }

@@ -11,6 +11,7 @@ use borealis_base::{
 use borealis_keys::{DataKey, DataKeys};
 use bytes::Bytes;
 
+use super::digests::{PageDigest, PageDigester};
 use super::fetch::{Fetcher, object_name};
 use super::manifest::{
     BaseBackupInfo, Directory, Link, Manifest, ManifestBuilder, PackEntry, PageFile,
@@ -20,7 +21,7 @@ use super::pack::{BlobMeta, BlobPacker, PackTarget, PackWriter, prepare_pages};
 use super::partial::PartialManifest;
 use super::read::{PageReader, PageSink, coalesce};
 use crate::numbered::Patience;
-use crate::object::{Compression, ObjectKind};
+use crate::object::{Compression, ObjectHead, ObjectKind};
 use crate::store::{Counters, CountingStore, MemoryStore, Store, StoreErrorKind};
 use crate::{Error, Result};
 
@@ -34,6 +35,8 @@ pub(crate) struct World {
     pub(crate) target: PackTarget,
     pub(crate) keys: Arc<DataKeys>,
     pub(crate) entropy: Arc<SeededEntropy>,
+    /// Makes the digests of pages.
+    pub(crate) digester: PageDigester,
 }
 
 /// A page of random bytes, which no compression shrinks.
@@ -61,6 +64,7 @@ impl World {
         };
         Self {
             store,
+            digester: target.digester(),
             target,
             keys: Arc::new(DataKeys::new(key)),
             entropy,
@@ -113,7 +117,9 @@ impl World {
                 .map(|(at, page)| (at, page.as_slice()))
                 .collect();
             for some in wanted.chunks(10) {
-                let prepared = prepare_pages(number, PAGE, some, Compression::Zstd(1)).unwrap();
+                let digester = self.digester.clone();
+                let prepared =
+                    prepare_pages(number, PAGE, some, Compression::Zstd(1), &digester).unwrap();
                 builder.place(packs.push_pages(prepared).await?);
             }
         }
@@ -173,7 +179,8 @@ impl World {
         for (count, (name, at)) in (1..=until).zip(read) {
             let (number, content) = (builder.file_number(name), &files[name][*at as usize]);
             let pages = [(*at, content.as_slice())];
-            let prepared = prepare_pages(number, PAGE, &pages, Compression::None)?;
+            let digester = self.digester.clone();
+            let prepared = prepare_pages(number, PAGE, &pages, Compression::None, &digester)?;
             builder.place(packs.push_pages(prepared).await?);
             if count % every == 0 {
                 builder.add_packs(packs.flush().await?);
@@ -257,6 +264,118 @@ impl PageSink for Disk {
         }
         Ok(())
     }
+}
+
+/// Holds some pages already, and notes which others it gets.
+struct Holding {
+    held: Mutex<BTreeMap<(String, u32), Vec<u8>>>,
+    got: Mutex<BTreeSet<(String, u32)>>,
+}
+
+impl Holding {
+    fn new(files: &Files) -> Arc<Self> {
+        let pages = files.iter().flat_map(|(name, pages)| {
+            let numbered = (0..).zip(pages);
+            numbered.map(move |(number, page)| ((name.clone(), number), page.clone()))
+        });
+        Arc::new(Self {
+            held: Mutex::new(pages.collect()),
+            got: Mutex::default(),
+        })
+    }
+}
+
+impl PageSink for Holding {
+    type Error = Error;
+
+    fn pages(&self, file: &PageFile, pages: &[(u32, Bytes)]) -> Result<()> {
+        for (number, page) in pages {
+            let key = (file.name.clone(), *number);
+            assert!(
+                self.got.lock().unwrap().insert(key.clone()),
+                "{key:?} came twice"
+            );
+            self.held.lock().unwrap().insert(key, page.to_vec());
+        }
+        Ok(())
+    }
+
+    fn zeros(&self, file: &PageFile, first: u32, count: u32) -> Result<()> {
+        let mut held = self.held.lock().unwrap();
+        held.extend(
+            (first..first + count).map(|page| ((file.name.clone(), page), vec![0; PAGE as usize])),
+        );
+        Ok(())
+    }
+
+    fn may_hold(&self) -> bool {
+        true
+    }
+
+    fn held(
+        &self,
+        file: &PageFile,
+        pages: &[(u32, PageDigest)],
+        digester: &PageDigester,
+    ) -> Result<Vec<bool>> {
+        let held = self.held.lock().unwrap();
+        let same = |(number, digest): &(u32, PageDigest)| {
+            let page = held.get(&(file.name.clone(), *number));
+            page.is_some_and(|page| digester.digest(page) == *digest)
+        };
+        Ok(pages.iter().map(same).collect())
+    }
+}
+
+#[tokio::test]
+async fn only_frames_with_pages_that_differ_are_fetched() {
+    let world = World::new();
+    let mut files = some_files(&world);
+    let first = world.back_up(None, &files, &[]).await.unwrap();
+    files.get_mut("base/1").unwrap()[20] = page(&world.entropy);
+    let manifest = world
+        .back_up(Some(&first), &files, &[("base/1", 20)])
+        .await
+        .unwrap();
+    let reader = world.reader(&manifest);
+    // Two pages that differ, in two frames; one frame has another current page that does not.
+    let mut there = files.clone();
+    for at in [3, 20] {
+        there.get_mut("base/1").unwrap()[at][100] ^= 1;
+    }
+    let sink = Holding::new(&there);
+    reader
+        .restore_pages(Arc::clone(&sink), 3, &NoProgress)
+        .await
+        .unwrap();
+    let expected = [3, 20].map(|at| ("base/1".to_owned(), at));
+    assert_eq!(*sink.got.lock().unwrap(), expected.into());
+    assert_eq!(
+        *sink.held.lock().unwrap(),
+        *Holding::new(&files).held.lock().unwrap()
+    );
+
+    // What is held is not fetched: damage there is not met. What is not held is.
+    let pack = manifest.packs().values().next().unwrap();
+    let name = object_name(ObjectKind::Pack, &pack.object);
+    let mut bytes = world.bytes(&name);
+    let head = ObjectHead::parse(&name, &bytes).unwrap();
+    let place = head.frame(0).unwrap().offset as usize;
+    bytes[place] ^= 1;
+    // The reader has the heads already, by which small objects are checked as a whole.
+    world.store.tamper(&name, bytes.into());
+    let sink = Holding::new(&files);
+    reader
+        .restore_pages(Arc::clone(&sink), 3, &NoProgress)
+        .await
+        .unwrap();
+    assert!(sink.got.lock().unwrap().is_empty());
+    let sink = Holding::new(&Files::new());
+    let error = reader
+        .restore_pages(sink, 3, &NoProgress)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
 }
 
 pub(crate) fn some_files(world: &World) -> Files {
@@ -391,7 +510,9 @@ async fn a_reference_to_a_pack_that_was_not_stored_is_refused() {
         builder.file_number("f");
         builder.add_page_file(file(2));
         let bytes = page(&world.entropy);
-        let prepared = prepare_pages(0, PAGE, &[(0, &bytes)], Compression::None).unwrap();
+        let digester = world.target.digester();
+        let prepared =
+            prepare_pages(0, PAGE, &[(0, &bytes)], Compression::None, &digester).unwrap();
         builder.place(packs.push_pages(prepared).await.unwrap());
         builder.place([Run {
             file: 0,
@@ -425,7 +546,8 @@ async fn a_page_that_its_frame_does_not_hold_is_damage() {
         mode: 0,
     });
     let bytes = page(&world.entropy);
-    let prepared = prepare_pages(0, PAGE, &[(0, &bytes)], Compression::None).unwrap();
+    let digester = world.target.digester();
+    let prepared = prepare_pages(0, PAGE, &[(0, &bytes)], Compression::None, &digester).unwrap();
     let mut runs = packs.push_pages(prepared).await.unwrap();
     runs[0].count = 2;
     builder.place(runs);

@@ -34,6 +34,29 @@ pub struct PieceSummary {
     pub stored_bytes: u64,
     /// SHA-256 of the stored entry's head, which binds every frame.
     pub head_digest: [u8; 32],
+    /// What the engine said of the piece in few bytes, opaque; `None` where it did not.
+    pub engine: Option<Bytes>,
+}
+
+/// What the numbers in the log stood for by name, stored in one ledger entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamesSummary {
+    /// Number of the ledger entry that holds them.
+    pub entry: u64,
+    /// Branch of the positions.
+    pub branch: Branch,
+    /// They were read when the log had come at least here,
+    pub from: Position,
+    /// and at most here.
+    pub to: Position,
+    /// When they were read, by the writer's clock.
+    pub taken_at: Timestamp,
+    /// Whether these are all names; else they replace some of those before.
+    pub whole: bool,
+    /// Size of the stored entry.
+    pub stored_bytes: u64,
+    /// SHA-256 of the stored entry's head, which binds every frame.
+    pub head_digest: [u8; 32],
 }
 
 /// A base backup.
@@ -187,6 +210,8 @@ pub struct LineageState {
     pub settled: Vec<SettledSummary>,
     /// Missing log.
     pub gaps: Vec<GapSummary>,
+    /// Names, in the order of their entries.
+    pub names: Vec<NamesSummary>,
     /// How branches began; one that is not here has no parent.
     pub branches: BTreeMap<Branch, BranchSummary>,
     /// Pins that stand.
@@ -208,6 +233,7 @@ impl LineageState {
             partial: None,
             settled: Vec::new(),
             gaps: Vec::new(),
+            names: Vec::new(),
             branches: BTreeMap::new(),
             pins: Vec::new(),
             retired: None,

@@ -74,6 +74,7 @@ impl Ledger {
             resume_at: last.map_or(Position(end), |last| last.end),
             stored_bytes: end - start,
             head_digest: [0; 32],
+            engine: None,
         });
         if !steps.is_empty() {
             self.steps.insert(entry, steps.to_vec());

@@ -96,6 +96,7 @@ impl Lineage {
             resume_at: Position(end),
             stored_bytes: bytes.len() as u64,
             head_digest: sealed.head_digest,
+            engine: None,
         });
         self.world
             .store
@@ -384,4 +385,22 @@ async fn an_unreachable_store_is_no_finding() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
+}
+
+#[tokio::test]
+async fn digests_that_are_not_those_of_the_pages_are_found() {
+    let mut lineage = Lineage::new().await;
+    assert!(lineage.verify(true).await.findings.is_empty());
+    // Made under another key, as a writer with a defect would.
+    let other = borealis_keys::SecretKey::random(&*lineage.world.entropy);
+    lineage.world.digester = PageDigester::new(&other);
+    let files = some_files(&lineage.world);
+    let wrong = lineage.world.back_up(None, &files, &[]).await.unwrap();
+    lineage.state.base_backups[1].manifest = wrong.object();
+    let findings = lineage.verify(true).await.findings;
+    assert!(!findings.is_empty());
+    for finding in &findings {
+        let text = format!("{finding:?}");
+        assert!(text.contains("are not those of the pages"), "{text}");
+    }
 }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::DatabaseFiles;
-use crate::index::RelationRows;
+use crate::index::{CreatedRelation, EventDigest, RelationRows};
 use crate::segment::SegmentSize;
 use crate::time::from_timestamptz;
 use crate::wal::UnparsedReason;
@@ -14,6 +14,11 @@ const TABLE: Relation = Relation {
     tablespace: 1663,
     database: 5,
     number: 16384,
+};
+const SHARED: Relation = Relation {
+    tablespace: 1664,
+    database: 0,
+    number: 1262,
 };
 const SECOND: i64 = 1_000_000;
 
@@ -133,6 +138,8 @@ fn dropped_relations_are_cut_in_all_four_kinds_of_end() {
             time: from_timestamptz(7),
             relations: vec![TABLE],
             count: 1,
+            created: vec![],
+            created_complete: false,
         };
         let committed = operation == 0x00 || operation == 0x30;
         let events: Vec<_> = index.events.into_iter().map(|event| event.kind).collect();
@@ -444,8 +451,111 @@ fn every_piece_that_overlaps_unreadable_log_is_widened() {
     assert_eq!(reasons, [unparsed]);
 }
 
+/// The server tells which transactions run.
+fn running(log: &mut LogBuilder, next: u32, oldest: u32) {
+    let main = words(&[0, 0, 0, next, oldest, next - 1]);
+    log.add(Rmgr::STANDBY, 0x10, 0, &[], &main);
+}
+
+fn create(log: &mut LogBuilder, xid: u32, number: u32) -> Relation {
+    log.add(Rmgr::SMGR, 0x11, xid, &[], &words(&[1663, 5, number, 0]));
+    Relation { number, ..TABLE }
+}
+
+#[test]
+fn what_a_transaction_creates_tells_drops_truncations_and_rewrites_apart() {
+    let mut log = LogBuilder::new();
+    full_end(&mut log, 0x00, 2, &[], &[TABLE], None);
+    running(&mut log, 3, 3);
+    full_end(&mut log, 0x00, 3, &[], &[TABLE], None);
+    let empty = create(&mut log, 4, 20_000);
+    full_end(&mut log, 0x00, 4, &[], &[TABLE], None);
+    // In a subtransaction, and one that is rolled back.
+    let rewritten = create(&mut log, 6, 20_001);
+    create(&mut log, 7, 20_002);
+    end(&mut log, 0x20, 7, 1);
+    log.add(Rmgr::XLOG, 0xB0, 5, &[(0, rewritten, 0, &[])], &[]);
+    full_end(&mut log, 0x00, 5, &[6], &[TABLE], None);
+    // Prepared, and committed by nobody in particular.
+    let prepared = create(&mut log, 8, 20_003);
+    full_end(&mut log, 0x30, 0, &[], &[TABLE], Some(8));
+    let index = index_of(&log);
+    let dropped: Vec<_> = (index.events.iter())
+        .filter_map(|event| match &event.kind {
+            EventKind::RelationsDropped {
+                xid,
+                created,
+                created_complete,
+                ..
+            } => Some((*xid, created.clone(), *created_complete)),
+            _ => None,
+        })
+        .collect();
+    let made = |relation, filled| vec![CreatedRelation { relation, filled }];
+    let expected = [
+        (2, vec![], false),
+        (3, vec![], true),
+        (4, made(empty, false), true),
+        (5, made(rewritten, true), true),
+        (8, made(prepared, false), true),
+    ];
+    assert_eq!(dropped, expected);
+    // The invalidation message of `full_end` is of catalogs that all share.
+    assert_eq!(index.catalogs_changed, [0]);
+}
+
+#[test]
+fn many_rows_of_catalogs_are_no_event() {
+    let mut log = LogBuilder::new();
+    let catalog = Relation {
+        number: 1249,
+        ..TABLE
+    };
+    for row in 0..500 {
+        let main = [0, 0, 0, 0, 1, 0, 0, 0];
+        log.add(Rmgr::HEAP, 0x10, 9, &[(0, catalog, row / 50, &[])], &main);
+    }
+    end(&mut log, 0x00, 9, 1);
+    assert_eq!(index_of(&log).events, []);
+}
+
+#[test]
+fn a_dropped_database_is_restored_to_before_it_was_marked_as_invalid() {
+    let row = SHARED;
+    let mut log = LogBuilder::new();
+    let offset = [7, 0, 0, 0, 0, 0, 0, 0];
+    let mark = log.add(Rmgr::HEAP, 0x70, 0, &[(0, row, 3, &[])], &offset);
+    log.filler(9000);
+    let deletion = [9, 0, 0, 0, 7, 0, 0, 0];
+    log.add(Rmgr::HEAP, 0x10, 9, &[(0, row, 3, &[])], &deletion);
+    let gone = log.add(Rmgr::DBASE, 0x21, 9, &[], &words(&[6, 1, 1663]));
+    let commit = end(&mut log, 0x00, 9, 5);
+    // A database that was moved goes away without a transaction.
+    log.add(Rmgr::DBASE, 0x21, 0, &[], &words(&[7, 1, 1663]));
+    // And one whose creation failed with a transaction that aborts.
+    log.add(Rmgr::DBASE, 0x21, 10, &[], &words(&[8, 1, 1663]));
+    end(&mut log, 0x20, 10, 6);
+    let index = index_of(&log);
+    let committed: Vec<_> = (index.events.iter())
+        .filter(|event| matches!(event.kind, EventKind::DropCommitted { .. }))
+        .collect();
+    let expected = Event {
+        record: commit,
+        kind: EventKind::DropCommitted {
+            xid: 9,
+            time: from_timestamptz(5),
+            before: mark.start,
+            databases: vec![6],
+            tablespaces: vec![],
+        },
+    };
+    assert!(mark.end < gone.start);
+    assert_eq!(committed, [&expected]);
+}
+
 fn sample_log() -> LogBuilder {
     let mut log = LogBuilder::new();
+    running(&mut log, 3, 3);
     log.add(Rmgr::SMGR, 0x11, 3, &[], &words(&[1663, 5, 16384, 0]));
     delete(&mut log, 3, 120);
     let mut restore_point = 3_i64.to_le_bytes().to_vec();
@@ -487,6 +597,10 @@ fn sample_log() -> LogBuilder {
     let mut truncate = words(&[1, 1663, 5, 16384]);
     truncate.extend(words(&[7]));
     log.add(Rmgr::SMGR, 0x21, 0, &[], &truncate);
+    end(&mut log, 0x00, 5, 90 * SECOND);
+    create(&mut log, 9, 20_000);
+    log.add(Rmgr::HEAP, 0x70, 0, &[(0, SHARED, 3, &[])], &[7, 0]);
+    log.add(Rmgr::DBASE, 0x21, 9, &[], &words(&[7, 1, 1663]));
     end(&mut log, 0x00, 6, 100 * SECOND);
     end(&mut log, 0x00, 7, 10 * SECOND);
     log.add(Rmgr(130), 0, 0, &[(0, TABLE, 0, &[])], b"x");
@@ -509,9 +623,36 @@ fn stored_indexes_and_states_are_read_back() {
     let Cut { index, carry } = sample_cut();
     assert!(index.events.len() >= 10, "{:?}", index.events);
     assert_eq!(index.redo_points[0].timeline, Timeline(2));
-    assert_eq!(LogIndex::decode(&index.encode()), Ok(index));
+    assert_eq!(LogIndex::decode(&index.encode()).as_ref(), Ok(&index));
     assert_eq!(carry.transactions.len(), 1);
+    assert_eq!(carry.files.transactions.len(), 1);
+    assert_eq!(carry.files.in_place.len(), 1);
+    assert_eq!(carry.files.known_from, Some(3));
+    let digest = index.digest();
+    assert_eq!(EventDigest::decode(&digest.encode()), Ok(digest));
     assert_eq!(CarryState::decode(&carry.encode()), Ok(carry));
+}
+
+#[test]
+fn an_index_of_rule_set_1_is_still_read() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let read = |name: &str| std::fs::read(directory.join(name)).expect("the sample is read");
+    let index = LogIndex::decode(&read("log-index-1.bin")).expect("an index");
+    assert_eq!((index.rule_set, index.catalogs_changed), (1, vec![]));
+    let (created, complete) = (index.events.iter())
+        .find_map(|event| match &event.kind {
+            EventKind::RelationsDropped {
+                created,
+                created_complete,
+                ..
+            } => Some((created.len(), *created_complete)),
+            _ => None,
+        })
+        .expect("something was dropped");
+    // What was created was not told then: it must not read as "nothing".
+    assert_eq!((created, complete), (0, false));
+    let carry = CarryState::decode(&read("carry-state-1.bin")).expect("a state");
+    assert_eq!((carry.rule_set, carry.files.known_from), (1, None));
 }
 
 /// Samples of released formats, which every later version must read. Regenerated only together with
@@ -521,8 +662,9 @@ fn the_stored_form_is_that_of_the_sample() {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let Cut { index, carry } = sample_cut();
     for (name, bytes) in [
-        ("log-index-1.bin", index.encode()),
-        ("carry-state-1.bin", carry.encode()),
+        ("event-digest-2.bin", index.digest().encode()),
+        ("log-index-2.bin", index.encode()),
+        ("carry-state-2.bin", carry.encode()),
     ] {
         let file = directory.join(name);
         if std::env::var_os("BOREALIS_WRITE_SAMPLES").is_some() {
@@ -576,6 +718,9 @@ proptest! {
                 union.redo_points.extend(piece.redo_points);
                 union.parameter_changes.extend(piece.parameter_changes);
                 union.full_page_writes.extend(piece.full_page_writes);
+                union.catalogs_changed.extend(piece.catalogs_changed);
+                union.catalogs_changed.sort_unstable();
+                union.catalogs_changed.dedup();
             }
         };
         let mut from = 0;

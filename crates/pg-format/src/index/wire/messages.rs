@@ -36,6 +36,28 @@ pub(super) struct LogIndex {
     pub(super) unparsed: Vec<Unparsed>,
     #[prost(uint64, tag = "17")]
     pub(super) unparsed_left_out: u64,
+    #[prost(uint32, repeated, tag = "18")]
+    pub(super) catalogs_changed: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct EventDigest {
+    #[prost(uint32, tag = "1")]
+    pub(super) rule_set: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) events: Vec<Event>,
+    #[prost(message, optional, tag = "3")]
+    pub(super) left_out: Option<LeftOut>,
+    #[prost(uint32, repeated, tag = "4")]
+    pub(super) catalogs_changed: Vec<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct LeftOut {
+    #[prost(uint64, tag = "1")]
+    pub(super) rows: u64,
+    #[prost(bool, tag = "2")]
+    pub(super) drops: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -196,6 +218,32 @@ pub(super) struct RelationsDropped {
     pub(super) relations: Vec<Relation>,
     #[prost(uint64, tag = "4")]
     pub(super) count: u64,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) created: Vec<CreatedRelation>,
+    #[prost(bool, tag = "6")]
+    pub(super) created_complete: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct CreatedRelation {
+    #[prost(message, optional, tag = "1")]
+    pub(super) relation: Option<Relation>,
+    #[prost(bool, tag = "2")]
+    pub(super) filled: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct DropCommitted {
+    #[prost(uint32, tag = "1")]
+    pub(super) xid: u32,
+    #[prost(sfixed64, tag = "2")]
+    pub(super) time_us: i64,
+    #[prost(fixed64, tag = "3")]
+    pub(super) before: u64,
+    #[prost(uint32, repeated, tag = "4")]
+    pub(super) databases: Vec<u32>,
+    #[prost(uint32, repeated, tag = "5")]
+    pub(super) tablespaces: Vec<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -266,7 +314,7 @@ pub(super) struct ClockStep {
 pub(super) struct Event {
     #[prost(message, optional, tag = "1")]
     pub(super) record: Option<Span>,
-    #[prost(oneof = "event::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "event::Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub(super) kind: Option<event::Kind>,
 }
 
@@ -296,6 +344,8 @@ pub(super) mod event {
         RowsChanged(super::RowsChanged),
         #[prost(message, tag = "12")]
         ClockStep(super::ClockStep),
+        #[prost(message, tag = "13")]
+        DropCommitted(super::DropCommitted),
     }
 }
 
@@ -339,4 +389,38 @@ pub(super) struct CarryState {
     pub(super) samples: Vec<ClockSample>,
     #[prost(message, repeated, tag = "11")]
     pub(super) transactions: Vec<OpenTransaction>,
+    #[prost(message, repeated, tag = "12")]
+    pub(super) files: Vec<TransactionFiles>,
+    #[prost(message, repeated, tag = "13")]
+    pub(super) in_place: Vec<InPlaceChange>,
+    #[prost(uint32, optional, tag = "14")]
+    pub(super) known_from: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct TransactionFiles {
+    #[prost(uint32, tag = "1")]
+    pub(super) xid: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub(super) created: Vec<CreatedRelation>,
+    #[prost(bool, tag = "3")]
+    pub(super) created_more: bool,
+    #[prost(uint32, repeated, tag = "4")]
+    pub(super) databases: Vec<u32>,
+    #[prost(uint32, repeated, tag = "5")]
+    pub(super) tablespaces: Vec<u32>,
+    #[prost(fixed64, optional, tag = "6")]
+    pub(super) before: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(super) struct InPlaceChange {
+    #[prost(message, optional, tag = "1")]
+    pub(super) relation: Option<Relation>,
+    #[prost(uint32, tag = "2")]
+    pub(super) block: u32,
+    #[prost(uint32, tag = "3")]
+    pub(super) offset: u32,
+    #[prost(fixed64, tag = "4")]
+    pub(super) at: u64,
 }

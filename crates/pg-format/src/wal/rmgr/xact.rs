@@ -28,6 +28,8 @@ const HAS_DROPPED_STATISTICS: u32 = 1 << 8;
 
 /// Bytes of a `SharedInvalidationMessage`.
 const INVALIDATION_LEN: usize = 16;
+/// `SHAREDINVALSMGR_ID`.
+const INVALIDATION_OF_STORAGE: i8 = -3;
 const RELATION_LEN: usize = 12;
 
 /// A record about a transaction.
@@ -54,6 +56,7 @@ pub struct TransactionEnd<'a> {
     pub gid: Option<&'a [u8]>,
     subtransactions: &'a [u8],
     relations: &'a [u8],
+    invalidations: &'a [u8],
 }
 
 impl<'a> TransactionEnd<'a> {
@@ -69,6 +72,19 @@ impl<'a> TransactionEnd<'a> {
         let (rows, _) = self.relations.as_chunks::<RELATION_LEN>();
         rows.iter().map(|row| {
             relation_of(&mut Cursor::new(row)).expect("a row has the length of a relation")
+        })
+    }
+
+    /// The databases of whose catalogs anything cached went stale with this end, 0 for catalogs that
+    /// all share; the same one many times. Every change of a catalog is announced so
+    /// (`storage/sinval.h`).
+    pub fn invalidated_databases(&self) -> impl Iterator<Item = u32> + use<'a> {
+        let (messages, _) = self.invalidations.as_chunks::<INVALIDATION_LEN>();
+        messages.iter().filter_map(|message| {
+            // Of storage it names files, not rows of a catalog.
+            let is_storage = i8::from_le_bytes([message[0]]) == INVALIDATION_OF_STORAGE;
+            let mut data = Cursor::new(message.get(4..)?);
+            (!is_storage).then(|| data.u32()).flatten()
         })
     }
 }
@@ -103,6 +119,7 @@ pub fn parse<'a>(record: &Record<'a>, version: Version) -> Option<XactRecord<'a>
         gid: None,
         subtransactions: &[],
         relations: &[],
+        invalidations: &[],
     };
     let info = if record.header.info & HAS_INFO != 0 {
         data.u32()?
@@ -143,7 +160,7 @@ fn parse_sections<'a>(
         array(data, item)?;
     }
     if info & HAS_INVALIDATIONS != 0 {
-        array(data, INVALIDATION_LEN)?;
+        end.invalidations = array(data, INVALIDATION_LEN)?;
     }
     if info & HAS_TWO_PHASE != 0 {
         end.xid = data.u32()?;
