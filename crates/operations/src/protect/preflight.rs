@@ -55,12 +55,7 @@ pub(super) async fn look_at_source(options: &Options, stop: &CancellationToken) 
         let (mut waits, mut last) = (None, None);
         for target in source.passes() {
             for host in target.each_host() {
-                let looked = async {
-                    let looked = look_at_server(host, options).await?;
-                    refuse_problems(&looked).await?;
-                    Ok(looked)
-                };
-                match looked.await {
+                match look(options, host, Problems::Refused).await {
                     Ok(looked) => return Ok(looked),
                     Err(error) if restarts(&error) => waits = Some(error),
                     Err(error) => last = Some(error),
@@ -78,11 +73,26 @@ pub(super) async fn look_at_source(options: &Options, stop: &CancellationToken) 
     }
 }
 
-/// Looks at a server and at its data directory.
-pub(super) async fn look_at_server(info: ConnInfo, options: &Options) -> Result<Looked> {
+/// Whether what `check` calls a problem is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Problems {
+    Refused,
+    /// The cluster is protected already: it had none when that began, and log that comes is better than none.
+    Ignored,
+}
+
+/// Looks at a server of a cluster that is protected, and at its data directory.
+pub(super) async fn look_at_server(options: &Options, info: ConnInfo) -> Result<Looked> {
+    look(options, info, Problems::Ignored).await
+}
+
+async fn look(options: &Options, info: ConnInfo, problems: Problems) -> Result<Looked> {
     let sql = SqlLink::connect(&info).await?;
     let facts = ServerFacts::read(&sql).await?;
-    let access = access(&info, options, &sql, &facts).await?;
+    let access = access(options, &info, &sql, &facts).await?;
+    if problems == Problems::Refused {
+        refuse_problems(&info, &access).await?;
+    }
     let dir = access.open(&sql).await?;
     let control = read_control_file(&dir).await?.1;
     check_same_cluster(&control, &facts)?;
@@ -109,8 +119,8 @@ fn restarts(error: &Error) -> bool {
 
 /// How the server's files are to be read.
 async fn access(
-    info: &ConnInfo,
     options: &Options,
+    info: &ConnInfo,
     sql: &SqlLink,
     facts: &ServerFacts,
 ) -> Result<Access> {
@@ -172,21 +182,21 @@ async fn check_same_server(access: &Access, sql: &SqlLink) -> Result<()> {
     let Some(dir) = access.local() else {
         return Ok(());
     };
-    match why_not_the_servers(dir, sql).await? {
-        None => Ok(()),
-        Some(reason) => Err(Error::refused(
-            format!(
-                "{} is not the data directory of the server at {}: {reason}",
-                dir.display(),
-                sql.host()
-            ),
-            "Name the data directory of this server with --data-dir, or leave that out.",
-        )),
-    }
+    let Some(reason) = why_not_the_servers(dir, sql).await? else {
+        return Ok(());
+    };
+    Err(Error::refused(
+        format!(
+            "{} is not the data directory of the server at {}: {reason}",
+            dir.display(),
+            sql.host()
+        ),
+        "Name the data directory of this server with --data-dir, or leave that out.",
+    ))
 }
 
-async fn refuse_problems(looked: &Looked) -> Result<()> {
-    let facts = CheckFacts::read(&looked.info, &looked.access).await?;
+async fn refuse_problems(info: &ConnInfo, access: &Access) -> Result<()> {
+    let facts = CheckFacts::read(info, access).await?;
     let problems: Vec<Finding> = findings(&facts)
         .into_iter()
         .filter(|finding| finding.severity == Severity::Problem)

@@ -34,13 +34,13 @@ impl Source {
 
 /// The cluster that a server must be.
 pub(super) struct Wanted<'a> {
-    /// Its hosts, and how their files are to be read.
+    /// All hosts, and how their files are read.
     pub(super) options: &'a Options,
     /// Its system identifier.
     pub(super) system_id: u64,
     /// What is stored of it.
     pub(super) state: &'a LineageState,
-    /// Refuses a server that was restored from this cluster.
+    /// Refuses a server that a restore by Borealis has left.
     pub(super) refuse: &'a (dyn Fn(Option<&RecoveryFile>) -> Result<()> + Sync),
 }
 
@@ -93,7 +93,7 @@ impl Wanted<'_> {
     }
 
     async fn judge(&self, host: ConnInfo) -> Judged {
-        match look_at_server(host, self.options).await {
+        match look_at_server(self.options, host).await {
             Ok(server) => self.judge_server(server).await,
             Err(error) => Judged::of(error),
         }

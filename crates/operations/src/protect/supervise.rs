@@ -172,7 +172,7 @@ impl Protection<'_> {
     /// Captures from one server after the other, each where the one before it has ended.
     async fn run(&self, looked: Looked) -> Result<Position> {
         let mut looked = Some(looked);
-        let mut gap = None;
+        let (mut gap, mut said) = (None, None);
         loop {
             self.pulse.turn();
             let begun = async {
@@ -194,9 +194,12 @@ impl Protection<'_> {
                 Err(error) => return Err(error),
             };
             gap = None;
-            let access = &source.server.access;
-            tracing::info!("{access}");
-            self.progress.note(&access.to_string());
+            let access = source.server.access.to_string();
+            if said.as_ref() != Some(&access) {
+                tracing::info!("{access}");
+                self.progress.note(&access);
+                said = Some(access);
+            }
             let (ended, captured) = self.capture(&source, begun).await?;
             let durable = captured.position;
             match ended {
