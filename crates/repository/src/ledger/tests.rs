@@ -185,7 +185,7 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     let reader = LedgerReader::load(context).await.unwrap();
     assert_eq!(reader.state(), writer.state());
     let state = reader.state();
-    assert_eq!((state.head, state.log_unit), (9, 16 << 20));
+    assert_eq!((state.head, state.log_unit), (11, 16 << 20));
     let piece = &state.pieces[0];
     assert_eq!(
         (piece.entry, piece.start, piece.end),
@@ -202,7 +202,7 @@ async fn every_kind_of_entry_folds_to_what_it_says() {
     let names = &state.names[0];
     assert_eq!(
         (names.entry, names.from, names.to),
-        (11, Position(90), Position(110))
+        (10, Position(90), Position(110))
     );
     assert!(names.whole && names.taken_at == Timestamp(-6));
     let engine: Vec<_> = state
