@@ -213,12 +213,14 @@ impl TestServer {
     }
 
     fn write_settings(&self, options: &ServerOptions) {
+        // Dynamic shared memory lies in the data directory, so that killed servers leave none behind.
         let mut text = String::from(
             "shared_buffers = '32MB'\nmax_wal_senders = 10\nmax_replication_slots = 10\n\
              wal_level = 'replica'\nmax_prepared_transactions = 20\ntrack_commit_timestamp = on\n\
              fsync = off\nlisten_addresses = '127.0.0.1'\nlog_min_messages = 'warning'\n\
              lc_messages = 'C'\ntimezone = 'UTC'\nlog_timezone = 'UTC'\n\
-             password_encryption = 'scram-sha-256'\nwal_keep_size = 0\n",
+             password_encryption = 'scram-sha-256'\nwal_keep_size = 0\n\
+             dynamic_shared_memory_type = 'mmap'\n",
         );
         for (name, value) in &options.settings {
             let value = value.replace('\'', "''");
@@ -561,6 +563,24 @@ fn unexpected_lines(log: &str, allowed: &[String]) -> Vec<String> {
         .collect()
 }
 
+impl TestServer {
+    /// A killed server leaves the segment that keeps others out of its directory (System V, 4,096 in all by default).
+    /// Its identifier is the second number of the seventh line of the lock file (`miscadmin.h`).
+    fn remove_shared_memory(&self) {
+        let lock =
+            std::fs::read_to_string(self.data_dir.join("postmaster.pid")).unwrap_or_default();
+        let segment = lock
+            .lines()
+            .nth(6)
+            .and_then(|line| line.split_whitespace().nth(1));
+        if let Some(segment) = segment {
+            let _ = std::process::Command::new("ipcrm")
+                .args(["-m", segment])
+                .output();
+        }
+    }
+}
+
 impl Drop for TestServer {
     fn drop(&mut self) {
         self.kill();
@@ -571,6 +591,7 @@ impl Drop for TestServer {
         {
             let _ = other.kill();
         }
+        self.remove_shared_memory();
         if std::thread::panicking() {
             eprintln!("server log:\n{}", self.log());
             return;

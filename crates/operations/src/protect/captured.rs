@@ -48,6 +48,8 @@ pub struct Captured {
     pub durable: watch::Receiver<Durable>,
     /// Takes requests to the shipper.
     pub shipper: mpsc::Sender<Asked>,
+    /// The branch of the log.
+    pub branch: Branch,
     /// Takes what is known of changed catalogs to the keeper of names.
     pub catalogs: Arc<CatalogChanges>,
 }
