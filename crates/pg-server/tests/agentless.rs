@@ -417,14 +417,23 @@ async fn settings_of_the_role_do_not_reach_the_sessions_that_read() {
         // Longer than the limit for idle sessions.
         server.let_pass(Duration::from_millis(1500)).await;
     }
-    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'backup'";
-    assert_eq!(server.value(sessions).await, "1");
+    one_session(&server).await;
     let role = SqlLink::connect(&backup_role(&server))
         .await
         .expect("it may");
     let limits = "SELECT current_setting('statement_timeout') || \
          coalesce(current_setting('transaction_timeout', true), '0')";
     assert_eq!(role.value::<String>(limits).await.expect("shown"), "1min0");
+}
+
+/// Waits until the role has the session that reads, and no other: the one that opened the directory is
+/// closed, but the server may not have noticed yet.
+async fn one_session(server: &TestServer) {
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'backup'";
+    borealis_testkit::wait_until("one session", Duration::from_secs(30), async || {
+        (server.value(sessions).await == "1").then_some(())
+    })
+    .await;
 }
 
 const CUT: &str =
@@ -435,6 +444,7 @@ async fn a_session_that_is_cut_is_opened_again() {
     let world = World::new(ServerOptions::default()).await;
     let ask = |dir: &dyn DataDir| read(dir, &[part("PG_VERSION", 0, 100)]);
     let before = with(&world.agentless, ask).await;
+    one_session(&world.server).await;
     assert_eq!(world.server.value(CUT).await, "1");
     assert_eq!(with(&world.agentless, ask).await, before);
 }
@@ -478,8 +488,9 @@ async fn reading_that_nobody_waits_for_ends_at_once() {
     world.agentless.close();
     let error = reading.await.expect("no panic").expect_err("it was closed");
     assert_eq!(error.kind(), ErrorKind::Interrupted);
-    // Let the server's process go.
-    std::fs::write(&pipe, "x").expect("it is open at the other end");
+    // Lets the server's process go on, which finds that it is no file.
+    let writer = std::fs::OpenOptions::new().write(true).open(&pipe);
+    drop(writer.expect("it is open at the other end"));
 }
 
 #[tokio::test]
