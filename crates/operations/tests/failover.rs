@@ -269,7 +269,7 @@ async fn a_data_directory_of_another_server_of_the_cluster_is_refused() {
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     assert!(
-        error.to_string().contains("not the data directory"),
+        error.to_string().contains("another server of this cluster"),
         "{error}"
     );
 }
