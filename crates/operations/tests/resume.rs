@@ -473,3 +473,38 @@ async fn a_base_backup_does_not_wait_for_the_flush_interval() {
     stopped.expect("it does not wait").unwrap().unwrap();
     assert_eq!(state(&site).await.base_backups.len(), 1);
 }
+
+/// A person, or a tool that ends what runs long, cancels the statement that waits for the checkpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_backup_that_is_cancelled_on_the_server_is_an_error_and_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let mut server = server().await;
+    server.allow_in_log("canceling statement due to user request");
+    let checkpointer = server
+        .value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+        .await;
+    let signal = |name: &str| {
+        let sent = std::process::Command::new("kill")
+            .args([name, &checkpointer])
+            .status();
+        assert!(sent.unwrap().success());
+    };
+    // Else the start of a backup is over before it can be cancelled.
+    signal("-STOP");
+    let protecting = Protecting::begin(site.clone(), once(&server));
+    let cancel = "SELECT count(*) FILTER (WHERE pg_cancel_backend(pid)) FROM pg_stat_activity \
+         WHERE query ~ 'pg_(backup_start|start_backup)\\(' AND state = 'active' AND pid <> pg_backend_pid()";
+    wait_until("the start of the backup", DEADLINE, async || {
+        (server.value(cancel).await == "1").then_some(())
+    })
+    .await;
+    signal("-CONT");
+    let ended = tokio::time::timeout(DEADLINE, protecting.task).await;
+    let error = ended.expect("it ends").unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+    assert!(error.to_string().contains("canceling statement"), "{error}");
+    // Nothing is in the way of the next one.
+    let said = finished(&site, &server).await;
+    assert!(said.read > 0, "{said:?}");
+}

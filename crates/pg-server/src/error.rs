@@ -273,9 +273,9 @@ fn kind_of_sqlstate(sqlstate: &str) -> ErrorKind {
     match sqlstate {
         // undefined_object: a slot; undefined_file: log that the server has already removed.
         "42704" | "58P01" | "3D000" => ErrorKind::NotFound,
-        "57014" => ErrorKind::Interrupted,
         _ => match sqlstate.get(..2) {
-            // 40: among others, a session of a standby that replay has cancelled.
+            // 40: among others, a session of a standby that replay has cancelled. 57: among others, a statement
+            // that somebody has cancelled on the server (57014). That is no interruption: nobody asked us to stop.
             Some("08" | "40" | "53" | "57" | "58") => ErrorKind::Unreachable,
             Some("XX") => ErrorKind::Damaged,
             _ => ErrorKind::Refused,

@@ -20,6 +20,7 @@ use borealis_pg_server::data_dir::{
 use borealis_pg_server::link::SqlLink;
 use borealis_testkit::TestServer;
 use borealis_testkit::server::ServerOptions;
+use rustix::fs::{Mode, OFlags};
 
 /// What `check` has granted for reading through SQL.
 const GRANTS: &str = "CREATE ROLE backup LOGIN; GRANT pg_read_all_settings TO backup; \
@@ -479,8 +480,9 @@ async fn reading_that_nobody_waits_for_ends_at_once() {
     let reading = tokio::task::spawn_blocking(move || {
         dir.read_parts(&[part("pipe", 0, 1)], &mut |_, _| Ok(()))
     });
-    let waits =
-        "SELECT count(*) FROM pg_stat_activity WHERE usename = 'backup' AND state = 'active'";
+    // Not merely active: the session may still be about to be opened.
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'backup' AND state = 'active' \
+         AND query ~ 'pg_read_binary_file.*pipe'";
     borealis_testkit::wait_until("the server to wait", Duration::from_secs(30), async || {
         (world.server.value(waits).await == "1").then_some(())
     })
@@ -488,9 +490,12 @@ async fn reading_that_nobody_waits_for_ends_at_once() {
     world.agentless.close();
     let error = reading.await.expect("no panic").expect_err("it was closed");
     assert_eq!(error.kind(), ErrorKind::Interrupted);
-    // Lets the server's process go on, which finds that it is no file.
-    let writer = std::fs::OpenOptions::new().write(true).open(&pipe);
-    drop(writer.expect("it is open at the other end"));
+    // Lets the server's process go on, which finds that it is no file. Without waiting, should nobody read.
+    borealis_testkit::wait_until("a reader", Duration::from_secs(30), async || {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+        rustix::fs::open(&pipe, flags, Mode::empty()).ok()
+    })
+    .await;
 }
 
 #[tokio::test]

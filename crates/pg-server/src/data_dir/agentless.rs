@@ -67,9 +67,6 @@ const SESSION: &str = "SET client_encoding = 'SQL_ASCII'; SET jit = off; \
 const INSTANCE: &str = "SELECT system_identifier || ' started ' || pg_postmaster_start_time() \
      FROM pg_control_system()";
 
-/// SQLSTATE `query_canceled`: by a person or a time limit on the server.
-const CANCELED: &str = "57014";
-
 /// SQLSTATE `character_not_in_repertoire`.
 const NOT_IN_ENCODING: &str = "22021";
 
@@ -599,11 +596,6 @@ fn unexpected(info: &ConnInfo, detail: &str) -> Error {
 /// Says what can be done about a server's answer.
 fn explain(error: Error) -> Error {
     match error.sqlstate() {
-        // Nobody asked us to stop: it is asked again.
-        Some(CANCELED) => Error::Lost {
-            to: "the server".to_owned(),
-            detail: error.to_string(),
-        },
         Some(NOT_IN_ENCODING) => Error::Refused(format!(
             "the name of a file can't be written in the encoding of the database that --source names; name one in UTF8 ({error})"
         )),
