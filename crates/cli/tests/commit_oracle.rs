@@ -107,7 +107,7 @@ impl Source {
                 assert_eq!(Some(stop), last.map(|record| record.start), "{what}");
             }
             To::Latest => {
-                let ends = self.log.iter().filter(|record| record.ended.is_some());
+                let ends = self.log.iter().filter(|record| record.end.is_some());
                 let last = ends.map(|record| record.start).max();
                 assert!(last <= Some(stop), "{what}: {last:?} is lost");
             }
@@ -121,7 +121,7 @@ impl Source {
         let disordered = self
             .log
             .iter()
-            .filter_map(|record| record.ended)
+            .filter_map(|record| record.end.map(|end| end.time))
             .scan(Timestamp::MIN, |latest, time| {
                 *latest = (*latest).max(time);
                 Some((time < *latest, time))

@@ -14,7 +14,7 @@ use borealis_base::{Position, SeededEntropy, Timestamp};
 use borealis_pg_server::instance::command_as;
 use borealis_testkit::program::{DEADLINE, Restored, files_below, text};
 use borealis_testkit::server::{ServerOptions, free_port, system_user};
-use borealis_testkit::waldump::{Record, ends_around, records};
+use borealis_testkit::waldump::{Record, TransactionEnd, ends_around, records};
 use borealis_testkit::workload::{EXPECTED_IN_LOG, ledger_rows};
 use borealis_testkit::{
     Acknowledged, Protect, Site, TestServer, Workload, WorkloadOptions, oracle, wait_until,
@@ -77,12 +77,16 @@ struct Source {
     prepared: AtomicU64,
 }
 
-/// The record that ends a transaction: within the bounds that its writer knows, with the time that the server
-/// tells.
+/// The record that ends a transaction: within the bounds that its writer knows, at the time that the server
+/// tells. Another one may have ended in the same microsecond.
 fn end_of(log: &[Record], commit: &Acknowledged) -> Position {
     let mut ends = log.iter().filter(|record| {
         let within = commit.before <= record.start && record.start < commit.after;
-        within && record.ended == Some(commit.time)
+        let end = TransactionEnd {
+            xid: commit.xid,
+            time: commit.time,
+        };
+        within && record.end == Some(end)
     });
     let (Some(end), None) = (ends.next(), ends.next()) else {
         panic!("the log has not one end of {commit:?}");
@@ -195,7 +199,7 @@ impl Source {
             // Just behind a record with which a transaction was prepared, committed or rolled back.
             7 => {
                 let ends: Vec<usize> = (1..self.log.len())
-                    .filter(|record| self.log[record - 1].ended.is_some())
+                    .filter(|record| self.log[record - 1].end.is_some())
                     .collect();
                 let next = self.log[ends[any(ends.len())]].start;
                 To::Position(next, next)
@@ -231,7 +235,7 @@ impl Source {
                 );
             }
             To::Latest => {
-                let ends = self.log.iter().filter(|record| record.ended.is_some());
+                let ends = self.log.iter().filter(|record| record.end.is_some());
                 let last = ends.map(|record| record.start).max();
                 assert!(last <= Some(stop), "{what}: {last:?} is lost");
             }
@@ -346,7 +350,7 @@ impl Source {
         for words in EXPECTED_IN_LOG {
             standby.allow_in_log(words);
         }
-        let last = self.log.iter().rfind(|record| record.ended.is_some());
+        let last = self.log.iter().rfind(|record| record.end.is_some());
         let last = last.unwrap().start;
         wait_until("the standby to come to the end", DEADLINE, async || {
             let replayed = standby.value("SELECT pg_last_wal_replay_lsn()::text").await;

@@ -43,7 +43,7 @@ fn copy(source: &Path, target: &Path, tablespace_directory: &str) {
 /// The start of the last commit record before `end`, by PostgreSQL's own reader.
 async fn commit_before(server: &TestServer, from: Position, end: Position) -> Position {
     let records = records(server, from, end).await;
-    let ends = records.iter().filter(|record| record.ended.is_some());
+    let ends = records.iter().filter(|record| record.end.is_some());
     ends.map(|record| record.start).max().expect("a commit")
 }
 

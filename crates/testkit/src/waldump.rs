@@ -24,8 +24,17 @@ const LONG_PAGE_HEADER_BYTES: u64 = 40;
 pub struct Record {
     /// Where it begins.
     pub start: Position,
-    /// When the transaction ended, where it is the end of one, prepared or not, kept or not.
-    pub ended: Option<Timestamp>,
+    /// The end of a transaction, prepared or not, kept or not, where it is one.
+    pub end: Option<TransactionEnd>,
+}
+
+/// What the end of a transaction says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransactionEnd {
+    /// Which transaction, without the epoch.
+    pub xid: u32,
+    /// When it ended. Several may end in one microsecond.
+    pub time: Timestamp,
 }
 
 /// The records of `[from, to)` of a running server's own log, which must still be there, on timeline 1.
@@ -67,7 +76,7 @@ async fn walinspect(server: &TestServer, from: Position, to: Position) -> Vec<Re
         .expect("contrib is installed");
     let rows = session
         .rows(&format!(
-            "SELECT start_lsn, resource_manager = 'Transaction' AS ends, \
+            "SELECT start_lsn, xid::text, resource_manager = 'Transaction' AS ends, \
              record_type || ' ' || description AS what \
              FROM pg_get_wal_records_info('{from}', '{to}') ORDER BY start_lsn"
         ))
@@ -76,10 +85,13 @@ async fn walinspect(server: &TestServer, from: Position, to: Position) -> Vec<Re
     rows.iter()
         .map(|row| Record {
             start: row.position("start_lsn").expect("a position"),
-            ended: row
+            end: row
                 .flag("ends")
                 .expect("a flag")
-                .then(|| end_time(row.text("what").unwrap_or_default()))
+                .then(|| {
+                    let xid = row.text("xid").expect("a number");
+                    transaction_end(xid, row.text("what").unwrap_or_default())
+                })
                 .flatten(),
         })
         .collect()
@@ -114,26 +126,34 @@ fn waldump(log: &Path, from: Position, to: Position) -> Vec<Record> {
 fn record(line: &str) -> Option<Record> {
     let (_, rest) = line.split_once(" lsn: ")?;
     let start = rest.split(',').next()?.trim().parse().ok()?;
-    let ended = line
+    let end = line
         .contains("rmgr: Transaction")
-        .then(|| rest.split_once(" desc: "))
-        .flatten()
-        .and_then(|(_, what)| end_time(what));
-    Some(Record { start, ended })
+        .then(|| {
+            let (_, xid) = line.split_once(" tx: ")?;
+            let (_, what) = rest.split_once(" desc: ")?;
+            transaction_end(xid.split(',').next()?.trim(), what)
+        })
+        .flatten();
+    Some(Record { start, end })
 }
 
-/// `COMMIT 2026-11-21 08:15:00.123456 UTC; …`, and the like with the number of what was prepared;
-/// `pg_walinspect` writes the zone as `+00`.
-fn end_time(what: &str) -> Option<Timestamp> {
-    let kind = what.split(' ').next()?;
-    if !["COMMIT", "ABORT", "COMMIT_PREPARED", "ABORT_PREPARED"].contains(&kind) {
-        return None;
-    }
+/// `COMMIT 2026-11-21 08:15:00.123456 UTC; …` of the transaction that wrote it, and
+/// `COMMIT_PREPARED 731: 2026-…` of another one; `pg_walinspect` writes the zone as `+00`.
+fn transaction_end(writer: &str, what: &str) -> Option<TransactionEnd> {
     let words: Vec<_> = what.split([' ', ';']).collect();
-    words.windows(2).find_map(|pair| {
+    let xid = match *words.first()? {
+        "COMMIT" | "ABORT" => writer,
+        "COMMIT_PREPARED" | "ABORT_PREPARED" => words.get(1)?.trim_end_matches(':'),
+        _ => return None,
+    };
+    let time = words.windows(2).find_map(|pair| {
         let [day, time] = pair else { return None };
         let time = time.trim_end_matches("+00");
         format!("{day}T{time}Z").parse().ok()
+    });
+    Some(TransactionEnd {
+        xid: xid.parse().expect("the number of a transaction"),
+        time: time.expect("the time of an end"),
     })
 }
 
@@ -142,8 +162,8 @@ fn end_time(what: &str) -> Option<Timestamp> {
 pub fn ends_around(records: &[Record], moment: Timestamp) -> (Option<Position>, Option<Position>) {
     let mut last = None;
     for record in records {
-        match record.ended {
-            Some(time) if time > moment => return (last, Some(record.start)),
+        match record.end {
+            Some(end) if end.time > moment => return (last, Some(record.start)),
             Some(_) => last = Some(record.start),
             None => {}
         }
@@ -162,8 +182,11 @@ mod tests {
         let prepare = "rmgr: Transaction len (rec/tot):    154/   154, tx:        732, lsn: 0/0152B040, prev 0/0152B000, desc: PREPARE gid two_phase_1: 2026-11-21 08:15:00.300000 UTC";
         let inspected = "COMMIT 2026-11-21 08:15:00.123456+00; inval msgs: catcache 1";
         assert_eq!(
-            end_time(inspected),
-            Some("2026-11-21T08:15:00.123456Z".parse().unwrap())
+            transaction_end("730", inspected),
+            Some(TransactionEnd {
+                xid: 730,
+                time: "2026-11-21T08:15:00.123456Z".parse().unwrap()
+            })
         );
         let heap = "rmgr: Heap        len (rec/tot):     59/    59, tx:        730, lsn: 0/0152AF20, prev 0/0152AEE8, desc: INSERT off 1 flags 0x00, blkref #0: rel 1663/5/16384 blk 0";
         let all: Vec<_> = [heap, commit, prepared, prepare]
@@ -174,11 +197,13 @@ mod tests {
         assert_eq!(starts, [0x0152_AF20, 0x0152_AF60, 0x0152_B000, 0x0152_B040]);
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         assert_eq!(
-            all.iter().map(|record| record.ended).collect::<Vec<_>>(),
+            all.iter()
+                .map(|record| record.end.map(|end| (end.xid, end.time)))
+                .collect::<Vec<_>>(),
             [
                 None,
-                Some(at("2026-11-21T08:15:00.123456Z")),
-                Some(at("2026-11-21T08:15:00.200000Z")),
+                Some((730, at("2026-11-21T08:15:00.123456Z"))),
+                Some((731, at("2026-11-21T08:15:00.200000Z"))),
                 None
             ]
         );
