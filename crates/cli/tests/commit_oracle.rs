@@ -44,6 +44,8 @@ struct Source {
     site: Site,
     outcome: Outcome,
     log: Vec<Record>,
+    /// Log up to here was known to be restorable.
+    restorable: Position,
     mapping: String,
 }
 
@@ -107,8 +109,12 @@ impl Source {
                 assert_eq!(Some(stop), last.map(|record| record.start), "{what}");
             }
             To::Latest => {
+                // After the protection has stopped, the server cleans up and commits that.
                 let ends = self.log.iter().filter(|record| record.end.is_some());
-                let last = ends.map(|record| record.start).max();
+                let last = ends
+                    .map(|record| record.start)
+                    .filter(|start| *start < self.restorable)
+                    .max();
                 assert!(last <= Some(stop), "{what}: {last:?} is lost");
             }
         }
@@ -220,6 +226,7 @@ async fn run(seed: u64, reading: Reading) {
     let through = server.insert_position().await;
     let source = Source {
         log: records(&server, first, through).await,
+        restorable: last,
         mapping: format!("{}={}", space.display(), site.target("space")),
         outcome,
         site,

@@ -73,6 +73,8 @@ struct Source {
     snapshots: Vec<(String, Position)>,
     idle: Timestamp,
     span: (Timestamp, Timestamp),
+    /// Log up to here was known to be restorable.
+    restorable: Position,
     /// Restores that held prepared transactions.
     prepared: AtomicU64,
 }
@@ -167,6 +169,7 @@ async fn source(seed: u64) -> Source {
         snapshots,
         idle,
         span: (begin, end),
+        restorable: last,
         log,
         server,
         site,
@@ -235,8 +238,12 @@ impl Source {
                 );
             }
             To::Latest => {
+                // After the protection has stopped, the server cleans up and commits that.
                 let ends = self.log.iter().filter(|record| record.end.is_some());
-                let last = ends.map(|record| record.start).max();
+                let last = ends
+                    .map(|record| record.start)
+                    .filter(|start| *start < self.restorable)
+                    .max();
                 assert!(last <= Some(stop), "{what}: {last:?} is lost");
             }
         }
@@ -350,7 +357,8 @@ impl Source {
         for words in EXPECTED_IN_LOG {
             standby.allow_in_log(words);
         }
-        let last = self.log.iter().rfind(|record| record.end.is_some());
+        let last = (self.log.iter())
+            .rfind(|record| record.end.is_some() && record.start < self.restorable);
         let last = last.unwrap().start;
         wait_until("the standby to come to the end", DEADLINE, async || {
             let replayed = standby.value("SELECT pg_last_wal_replay_lsn()::text").await;

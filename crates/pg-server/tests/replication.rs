@@ -96,6 +96,28 @@ async fn streamed_bytes_equal_the_segment_files() {
     }
 }
 
+/// Many small messages, as thousands of commits make them, and a large one.
+#[tokio::test]
+async fn messages_that_gather_are_read_in_order_and_whole() {
+    let server = TestServer::start(ServerOptions::default()).await;
+    server.sql("CREATE TABLE t (x int)").await;
+    let start = flushed(&server).await;
+    let (stream, _feedback) = stream_from(&server, None, start, Branch(1), DEADLINE).await;
+    let mut stream = stream.gathering(Duration::from_millis(20));
+    let commits =
+        "DO $$ BEGIN FOR n IN 1..1000 LOOP INSERT INTO t VALUES (n); COMMIT; END LOOP; END $$";
+    for sql in [commits, "INSERT INTO t SELECT generate_series(1, 50000)"] {
+        server.sql(sql).await;
+    }
+    let until = flushed(&server).await;
+    let log = read_until(&mut stream, start, until).await;
+    stream.close().await.expect("closes");
+    let path = format!("00000001{:08X}{:08X}", 0, start.0 / SEGMENT);
+    let file = std::fs::read(server.data_dir().join("pg_wal").join(path)).expect("exists");
+    let at = (start.0 % SEGMENT) as usize;
+    assert!(log[..] == file[at..at + log.len()]);
+}
+
 #[tokio::test]
 async fn keepalives_are_answered_while_the_reader_is_blocked() {
     let server = TestServer::start(ServerOptions::default().with("wal_sender_timeout", "2s")).await;

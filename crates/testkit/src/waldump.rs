@@ -112,6 +112,8 @@ fn waldump(log: &Path, from: Position, to: Position) -> Vec<Record> {
         .arg("-p")
         .arg(log)
         .args(["-s", &from.to_string(), "-e", &to.to_string()])
+        // Else it asks any file for the size of a segment, which may be one that is yet to be used.
+        .args([segment_of(from), segment_of(Position(to.0 - 1))])
         .output()
         .expect("pg_waldump is installed");
     assert!(
@@ -121,6 +123,12 @@ fn waldump(log: &Path, from: Position, to: Position) -> Vec<Record> {
     );
     let text = String::from_utf8_lossy(&output.stdout);
     text.lines().filter_map(record).collect()
+}
+
+fn segment_of(position: Position) -> String {
+    let (size, timeline) = (SegmentSize::DEFAULT, Timeline(1));
+    let number = size.number_of(Lsn(position.0));
+    LogFile::Segment { timeline, number }.name(size)
 }
 
 fn record(line: &str) -> Option<Record> {

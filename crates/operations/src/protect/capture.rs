@@ -10,13 +10,13 @@ use borealis_base::{ErrorKind, Position};
 use borealis_pg_server::link::replication::ReplicationLink;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::begin::Beginning;
 use super::control::{self, Asked};
 use super::pulse::Pulse;
 use super::read_back::ReadBack;
-use super::receive::{End, From, MESSAGES_MAX, receive};
+use super::receive::{End, From, STRETCHES_MAX, receive};
 use super::sample::{SAMPLES_MAX, Sampled, sample};
 use super::ship::{Destination, Durable, Inputs, Shipper};
 use crate::error::{Error, Result};
@@ -78,7 +78,8 @@ pub(super) struct Capture {
     durable: watch::Receiver<Durable>,
     requests: mpsc::Sender<Asked>,
     withdrawn: u64,
-    receiving: CancellationToken,
+    /// The receiver, which has a thread of its own, ends with this, however the other tasks end.
+    receiving: Option<DropGuard>,
     sampling: CancellationToken,
     hold: Option<ReplicationLink>,
 }
@@ -87,7 +88,7 @@ impl Capture {
     /// Starts them at `beginning`, from where `from` asks the server.
     pub(super) fn begin(from: From, links: Links, beginning: Beginning) -> Result<Self> {
         let (durable, watched) = watch::channel(beginning.durable);
-        let (stretches_in, stretches) = mpsc::channel(MESSAGES_MAX);
+        let (stretches_in, stretches) = mpsc::channel(STRETCHES_MAX);
         let (samples_in, samples) = mpsc::channel(SAMPLES_MAX);
         let socket = control::socket_path(links.destination.lineage);
         let (requests, asked) = mpsc::channel(control::REQUESTS_MAX);
@@ -100,14 +101,11 @@ impl Capture {
             watched.clone(),
             sampling.clone(),
         ));
-        let receiver = tokio::spawn(receive(
-            from,
-            stretches_in,
-            watched.clone(),
-            links.clock,
-            links.pulse.clone(),
-            receiving.clone(),
-        ));
+        let (clock, pulse) = (links.clock, links.pulse.clone());
+        let (position, stopped) = (watched.clone(), receiving.clone());
+        let receiver = tokio::task::spawn_blocking(move || {
+            receive(from, stretches_in, position, clock, &pulse, stopped)
+        });
         let shipper = Shipper::new(
             links.destination,
             beginning.cutter,
@@ -130,7 +128,7 @@ impl Capture {
             durable: watched,
             requests,
             withdrawn: 0,
-            receiving,
+            receiving: Some(receiving.drop_guard()),
             sampling,
             hold: beginning.hold,
         })
@@ -165,7 +163,7 @@ impl Capture {
 
     /// Stops whatever still runs; what was received is shipped first, unless `outcome` is a fault.
     pub(super) async fn end(mut self, outcome: Result<Ended>) -> Result<(Ended, Captured)> {
-        self.receiving.cancel();
+        self.receiving = None;
         self.sampling.cancel();
         self.listener.abort();
         self.hold = None;

@@ -18,9 +18,11 @@ use super::pulse::Pulse;
 use super::ship::Durable;
 use crate::error::{Error, Result};
 
-/// Messages between receiver and cutter; a message is at most 128 KiB (`MAX_SEND_SIZE` in
-/// `walsender.c`), so that at most 16 MiB wait here.
-pub const MESSAGES_MAX: usize = 128;
+/// Stretches between receiver and cutter, of [`STRETCH_BYTES`] and a message: at most 24 MiB wait here.
+pub const STRETCHES_MAX: usize = 64;
+/// A stretch of so many bytes goes on although more is at hand. A message adds at most 128 KiB to it
+/// (`MAX_SEND_SIZE` in `walsender.c`).
+const STRETCH_BYTES: usize = 256 << 10;
 /// How long the server may be silent before the connection counts as broken.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// The first and the longest pause between two attempts to connect.
@@ -40,12 +42,21 @@ const SLOT_UNUSABLE: [&str; 2] = ["42704", "55000"];
 pub struct Stretch {
     /// Position of the first byte.
     pub start: Position,
-    /// The bytes.
-    pub bytes: Bytes,
+    /// The bytes, in the portions in which they came.
+    pub portions: Vec<Bytes>,
     /// Whether the connection that they came over began here, so that nothing of what was there before
     /// was asked for again and compared: whether they follow it, only they themselves tell.
     pub uncompared: bool,
 }
+
+impl Stretch {
+    fn len(&self) -> usize {
+        self.portions.iter().map(Bytes::len).sum()
+    }
+}
+
+/// How long small messages gather in the connection: short beside the time that log waits to fill a piece.
+const GATHER_PAUSE: Duration = Duration::from_millis(10);
 
 /// Where and what to receive.
 #[derive(Clone)]
@@ -163,16 +174,20 @@ enum Streamed {
 }
 
 /// Receives until stopped. Reports the durable position to the server from a task of its own, so that
-/// a slow store never looks like a dead client.
-pub async fn receive(
+/// a slow store never looks like a dead client. It has a thread of its own, which sleeps while messages gather.
+pub fn receive(
     from: From,
     out: mpsc::Sender<Stretch>,
     durable: watch::Receiver<Durable>,
     clock: Arc<dyn Clock>,
-    pulse: Pulse,
+    pulse: &Pulse,
     stop: CancellationToken,
 ) -> Result<End> {
-    let end = receive_patiently(from, out, durable, clock, &pulse, stop).await;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(ErrorKind::Bug, format!("no runtime: {error}")))?;
+    let end = runtime.block_on(receive_patiently(from, out, durable, clock, pulse, stop));
     pulse.waits_for_shipper();
     end
 }
@@ -267,7 +282,9 @@ async fn connect(from: &From, clock: Arc<dyn Clock>) -> Result<Connected> {
         )
         .await?;
     Ok(match started {
-        Started::Streaming(stream, feedback) => Connected::Streaming(stream, feedback),
+        Started::Streaming(stream, feedback) => {
+            Connected::Streaming(stream.gathering(GATHER_PAUSE), feedback)
+        }
         Started::AlreadyEnded(_, end) => Connected::Ended(End::BranchEnded {
             at: end.position,
             next: end.next,
@@ -287,35 +304,40 @@ async fn stream_until_broken(
     pulse.streams(from.position);
     let reporting = tokio::spawn(report_durable(feedback, durable.clone()));
     let mut uncompared = from.ask_from() == from.position;
+    let mut gathered: Option<Stretch> = None;
     let streamed = loop {
+        // What came together goes on together: each time costs two tasks a turn.
+        let whole =
+            |stretch: &mut Stretch| !stream.holds_message() || stretch.len() >= STRETCH_BYTES;
+        if let Some(stretch) = gathered.take_if(whole) {
+            pulse.waits_for_shipper();
+            let sent = out.send(stretch).await;
+            pulse.waits_for_server();
+            if sent.is_err() {
+                break Streamed::End(End::Stopped);
+            }
+        }
         let event = tokio::select! {
             () = stop.cancelled() => break Streamed::End(End::Stopped),
             event = stream.next() => event,
         };
-        pulse.waits_for_server();
         match event {
             Ok(Event::Message(Message::Log { start, bytes, .. })) => {
                 let next = from.position;
-                let new = match from.take(start, &bytes) {
-                    Ok(new) => new,
+                match from.take(start, &bytes) {
+                    Ok(new) if new.is_empty() => pulse.waits_for_server(),
+                    Ok(new) => gathered
+                        .get_or_insert_with(|| Stretch {
+                            start: next,
+                            portions: Vec::new(),
+                            uncompared: std::mem::take(&mut uncompared),
+                        })
+                        .portions
+                        .push(new),
                     Err(error) => break Streamed::Broken(error),
-                };
-                if new.is_empty() {
-                    continue;
-                }
-                let stretch = Stretch {
-                    start: next,
-                    bytes: new,
-                    uncompared: std::mem::take(&mut uncompared),
-                };
-                pulse.waits_for_shipper();
-                let sent = out.send(stretch).await;
-                pulse.waits_for_server();
-                if sent.is_err() {
-                    break Streamed::End(End::Stopped);
                 }
             }
-            Ok(Event::Message(Message::KeepAlive { .. })) => {}
+            Ok(Event::Message(Message::KeepAlive { .. })) => pulse.waits_for_server(),
             Ok(Event::EndOfTimeline(end)) => {
                 break Streamed::End(End::BranchEnded {
                     at: end.position,
@@ -325,6 +347,10 @@ async fn stream_until_broken(
             Err(error) => break Streamed::Broken(error.into()),
         }
     };
+    // It counts as received. A shipper that has ended needs it no more.
+    if let Some(stretch) = gathered {
+        let _ = out.send(stretch).await;
+    }
     reporting.abort();
     if matches!(streamed, Streamed::End(End::Stopped)) {
         // The last report goes out with the close; a server that is gone gets none.

@@ -171,10 +171,12 @@ impl Shipper {
                 record: self.cutter.resume_at(),
             });
         }
-        let full = self.cutter.take(stretch.bytes);
-        let cut = !full.is_empty();
-        for draft in full {
-            self.ship(draft).await?;
+        let mut cut = false;
+        for portion in stretch.portions {
+            for draft in self.cutter.take(portion) {
+                cut = true;
+                self.ship(draft).await?;
+            }
         }
         if self.cutter.is_empty() {
             return Ok(None);

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use borealis_base::{Branch, Clock, Position};
 use bytes::BytesMut;
+use futures::FutureExt;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -27,6 +28,11 @@ const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
 
 /// The shortest; a server whose timeout is shorter than four of these is too impatient.
 const STATUS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// After so few bytes we read again only after a pause, in which more gathers in the socket: at thousands of
+/// commits a second, being woken for each costs more than what is done with the log. A server that has much to
+/// send is not held up: what gathers is more than this, and is read without a pause until no more comes.
+const FEW_BYTES: usize = 64 << 10;
 
 /// Requests that may wait for the feedback task: an answer and an end.
 const REQUESTS_MAX: usize = 4;
@@ -105,6 +111,9 @@ pub struct ReplicationStream {
     to: String,
     parameters: BTreeMap<String, String>,
     silence_limit: Duration,
+    gather: Option<Duration>,
+    /// Bytes read since there was last nothing to read.
+    gathered: usize,
     requests: mpsc::Sender<Request>,
     _task: AbortOnDrop,
     ended: Option<(WriteHalf<LinkStream>, EndOfTimeline)>,
@@ -135,6 +144,8 @@ impl ReplicationStream {
             to: link.to,
             parameters: link.parameters,
             silence_limit,
+            gather: None,
+            gathered: 0,
             requests,
             _task: AbortOnDrop(task),
             ended: None,
@@ -142,16 +153,49 @@ impl ReplicationStream {
         (stream, Feedback(Arc::new(progress)))
     }
 
+    /// Pauses so long before it reads on whenever little has come. It *blocks its thread* meanwhile: a runtime
+    /// that waits is woken by each message all the same. Such a stream, and the connection that it was started
+    /// on, belong to a runtime with a thread of their own.
+    #[must_use]
+    pub fn gathering(self, pause: Duration) -> Self {
+        Self {
+            gather: Some(pause),
+            ..self
+        }
+    }
+
+    /// The next frame. May be dropped while it waits and called again.
     async fn read(&mut self) -> Result<wire::Frame> {
-        let frame = wire::read_frame(&mut self.reader, &mut self.buffer, &self.to);
-        tokio::time::timeout(self.silence_limit, frame)
-            .await
-            .unwrap_or_else(|_| {
-                Err(Error::Silent {
-                    to: self.to.clone(),
-                    after: self.silence_limit,
-                })
-            })
+        loop {
+            if let Some(frame) = wire::frame_of(&mut self.buffer, &self.to)? {
+                return Ok(frame);
+            }
+            let at_once = wire::fill(&mut self.reader, &mut self.buffer, &self.to).now_or_never();
+            if let Some(read) = at_once {
+                self.gathered += read?;
+                continue;
+            }
+            let few = (1..FEW_BYTES).contains(&self.gathered);
+            self.gathered = 0;
+            if let (true, Some(pause)) = (few, self.gather) {
+                std::thread::sleep(pause);
+                continue;
+            }
+            let read = wire::fill(&mut self.reader, &mut self.buffer, &self.to);
+            self.gathered = tokio::time::timeout(self.silence_limit, read)
+                .await
+                .unwrap_or_else(|_| {
+                    Err(Error::Silent {
+                        to: self.to.clone(),
+                        after: self.silence_limit,
+                    })
+                })?;
+        }
+    }
+
+    /// Whether the next event is a message that is here already.
+    pub fn holds_message(&self) -> bool {
+        self.ended.is_none() && wire::holds_frame(&self.buffer, b'd')
     }
 
     /// The next event. May be dropped while it waits and called again, except while a timeline

@@ -59,34 +59,49 @@ pub(super) async fn read_frame(
     to: &str,
 ) -> Result<Frame> {
     loop {
-        let frame = take_frame(buffer).map_err(|detail| protocol(to, detail))?;
-        if let Some(frame) = frame {
+        if let Some(frame) = frame_of(buffer, to)? {
             return Ok(frame);
         }
-        if buffer.capacity() - buffer.len() < 1024 {
-            buffer.reserve(READ_BYTES);
-        }
-        match stream.read_buf(buffer).await {
-            Ok(0) => {
-                return Err(Error::Lost {
-                    to: to.to_owned(),
-                    detail: "closed by the server".to_owned(),
-                });
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                return Err(Error::Login {
-                    to: to.to_owned(),
-                    detail: error.to_string(),
-                });
-            }
-            Err(error) => {
-                return Err(Error::Lost {
-                    to: to.to_owned(),
-                    detail: error.to_string(),
-                });
-            }
-        }
+        fill(stream, buffer, to).await?;
+    }
+}
+
+/// The next frame, if `buffer` holds the whole of it.
+pub(super) fn frame_of(buffer: &mut BytesMut, to: &str) -> Result<Option<Frame>> {
+    take_frame(buffer).map_err(|detail| protocol(to, detail))
+}
+
+/// Whether `buffer` begins with a whole frame of this tag.
+pub(super) fn holds_frame(buffer: &BytesMut, tag: u8) -> bool {
+    let len = (buffer.get(1..)).and_then(|rest| rest.first_chunk::<4>());
+    len.is_some_and(|len| {
+        buffer.first() == Some(&tag) && buffer.len() > u32::from_be_bytes(*len) as usize
+    })
+}
+
+/// Reads once what is there, waiting for it; returns how many bytes.
+pub(super) async fn fill(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    to: &str,
+) -> Result<usize> {
+    if buffer.capacity() - buffer.len() < 1024 {
+        buffer.reserve(READ_BYTES);
+    }
+    match stream.read_buf(buffer).await {
+        Ok(0) => Err(Error::Lost {
+            to: to.to_owned(),
+            detail: "closed by the server".to_owned(),
+        }),
+        Ok(read) => Ok(read),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Err(Error::Login {
+            to: to.to_owned(),
+            detail: error.to_string(),
+        }),
+        Err(error) => Err(Error::Lost {
+            to: to.to_owned(),
+            detail: error.to_string(),
+        }),
     }
 }
 
@@ -279,6 +294,16 @@ mod tests {
                 }
             }
             assert_eq!(tags, [(b'C', 2), (b'Z', 1)]);
+        }
+    }
+
+    #[test]
+    fn whole_frames_at_hand_are_known() {
+        let bytes = [b'd', 0, 0, 0, 6, b'a', 0, b'Z', 0, 0, 0, 5, b'I'];
+        for len in 0..=bytes.len() {
+            let buffer = BytesMut::from(&bytes[..len]);
+            assert_eq!(holds_frame(&buffer, b'd'), len >= 7, "{len} bytes");
+            assert!(!holds_frame(&buffer, b'Z'), "{len} bytes");
         }
     }
 
