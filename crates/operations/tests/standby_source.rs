@@ -4,13 +4,15 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 
-use borealis_base::{Branch, ErrorKind};
+use borealis_base::{Branch, ErrorKind, Progress, Unit};
 use borealis_operations::{protect, snapshot};
 use borealis_repository::plan::Target;
 use borealis_testkit::installed;
-use borealis_testkit::server::TestServer;
+use borealis_testkit::server::{DEADLINE, TestServer};
+use tokio_util::sync::CancellationToken;
+
 use common::{
     Protecting, hosts, options, pair, restored_ids, site, state, wait_base_backups, wait_branch,
     wait_settled, wait_shipped,
@@ -123,6 +125,53 @@ async fn the_time_of_an_idle_standby_is_told_by_its_primary() {
     protecting.end().await;
     assert_eq!(restored_ids(&site, Target::Time(now)).await, "1");
     assert_eq!(restored_ids(&site, Target::Pin("s".to_owned())).await, "1");
+}
+
+/// Holds the first base backup when its pages are read, until it is let go on.
+struct HeldOnce(Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>);
+
+impl Progress for HeldOnce {
+    fn phase(&self, name: &str, _: Unit, _: Option<u64>) {
+        if name == "files"
+            && let Some((reached, go_on)) = self.0.lock().unwrap().take()
+        {
+            reached.send(()).unwrap();
+            go_on.recv_timeout(DEADLINE).unwrap();
+        }
+    }
+
+    fn advance(&self, _: u64) {}
+
+    fn note(&self, _: &str) {}
+}
+
+/// The server would refuse to end such a base backup (`do_pg_backup_stop` in `xlog.c`); it is given up before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_is_promoted_during_a_base_backup_is_followed_by_another_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let site = Arc::new(site(&directory).await);
+    let (primary, mut standby) = pair(installed::default_major()).await;
+    standby.allow_in_log("the standby was promoted during online backup");
+    standby.allow_in_log("aborting backup due to backend exiting");
+    let (reached, at_files) = mpsc::channel();
+    let (go_on, may_go_on) = mpsc::channel();
+    let held = Arc::new(HeldOnce(Mutex::new(Some((reached, may_go_on)))));
+    let stop = CancellationToken::new();
+    let protecting = Protecting::watched(site.clone(), options(&standby), held, stop);
+    let reached = tokio::task::spawn_blocking(move || at_files.recv_timeout(DEADLINE));
+    reached.await.unwrap().unwrap();
+    primary.sql("INSERT INTO t VALUES (2)").await;
+    standby.wait_replayed(&primary).await;
+    standby.promote().await;
+    go_on.send(()).unwrap();
+    standby.sql("INSERT INTO t VALUES (3)").await;
+    wait_branch(&site, &standby, 2).await;
+    wait_base_backups(&site, 1).await;
+    wait_shipped(&site, &standby).await;
+    protecting.end().await;
+    let known = state(&site).await.unwrap();
+    assert_eq!(known.base_backups[0].branch, Branch(2));
+    assert_eq!(restored_ids(&site, Target::Latest).await, "1,2,3");
 }
 
 #[tokio::test(flavor = "multi_thread")]
