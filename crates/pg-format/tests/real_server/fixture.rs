@@ -118,7 +118,10 @@ fn run_workload(server: &Server) -> String {
                 "-X",
                 "-q",
                 "-c",
-                &format!("COPY (SELECT 1) TO PROGRAM 'mkdir {}'", directory.display()),
+                &format!(
+                    "COPY (SELECT 1) TO PROGRAM 'mkdir {} && cat >/dev/null'",
+                    directory.display()
+                ),
             ],
         );
         writeln!(script, "\\set {name} '{}'", directory.display()).expect("a string grows");
