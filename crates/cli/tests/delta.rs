@@ -179,7 +179,7 @@ fn damage(directory: &Path, space: &Path, entropy: &SeededEntropy) {
     std::fs::write(directory.join("pg_notify"), "x").unwrap();
     for stray in [
         "stray",
-        "base/5/99999",
+        "base/1/99999",
         "pg_wal/000000010000000000000099",
         "pg_wal/archive_status/x.ready",
         "pg_replslot/of_somebody",
