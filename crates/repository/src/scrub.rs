@@ -1,0 +1,693 @@
+//! Scrub: reads everything that a lineage needs, slowly and for ever, and authenticates each frame.
+//!
+//! ```text
+//! what is live, in one fixed order ── after the cursor ──> read, twice before it counts as damage
+//!     ── log of scrubs ──> damage (withdraws what rests on it), progress, sound again
+//! ```
+//!
+//! What survives a crash is the log of scrubs. Progress is recorded each [`PROGRESS_INTERVAL`], so that a
+//! scrub that was killed reads at most that much again. A store that gives no answer ends the run with an error:
+//! not having looked is no finding.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use borealis_base::{ErrorKind, ObjectId, Progress, Unit};
+
+use crate::catalog::Lineage;
+use crate::layout;
+use crate::ledger::LedgerReader;
+use crate::numbered::EntryHead;
+use crate::object::{END_MAGIC, ObjectKind, TRAILER_BYTES, fetch, fetch_frames, fetch_head};
+use crate::pages::fetch::{Fetcher, check_identity, object_name};
+use crate::pages::manifest::Manifest;
+use crate::pages::map::Location;
+use crate::pages::pack::blocking;
+use crate::pages::partial::PartialManifest;
+use crate::plan::{Damage, Fault, LineageState, ObjectRef, Part, PieceSummary};
+use crate::scrubs::{Cursor, Pass, Scrubs};
+use crate::verify::{base_backup, verify_manifest_object, verify_piece};
+use crate::{Error, Result};
+
+/// How often progress is recorded.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_hours(1);
+/// Stored bytes of a pack that are read at once; a single longer frame is read alone.
+const SPAN_BYTES_MAX: u64 = 4 << 20;
+
+/// Sections of a pass, in their order.
+const SECTION_SMALL: u32 = 1;
+const SECTION_LEDGER: u32 = 2;
+const SECTION_MANIFESTS: u32 = 3;
+const SECTION_PACKS: u32 = 4;
+
+/// Whoever has a scrub run: says how fast, and hears at once what was found.
+#[async_trait]
+pub trait Host: Send + Sync {
+    /// A run begins. `left` bytes are still to be read of the `total` of this pass.
+    async fn begins(&self, left: u64, total: u64);
+
+    /// `bytes` were read. Returns when the next may be read; false ends the run, its progress recorded.
+    async fn has_read(&self, bytes: u64) -> bool;
+
+    /// Something looks damaged, and is looked at once more when this returns.
+    async fn before_second_look(&self);
+
+    /// Damage was recorded. `stored` is what the ledger says, whatever scrubs have found.
+    async fn found(&self, damage: &Damage, stored: &LineageState);
+
+    /// An object that was damaged is sound again, or no longer needed.
+    async fn sound(&self, object: &str);
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Whether the pass is complete.
+    pub complete: bool,
+    /// Objects read in this run.
+    pub objects: u64,
+    /// Bytes read in this run.
+    pub bytes: u64,
+    /// Damage that was found in this run.
+    pub found: Vec<Damage>,
+    /// All damage that stands at its end.
+    pub standing: Vec<Damage>,
+    /// Objects that are sound again.
+    pub sound: Vec<String>,
+}
+
+/// Something to read.
+struct Item {
+    cursor: Cursor,
+    bytes: u64,
+    what: Thing,
+}
+
+enum Thing {
+    Numbered(ObjectKind, u64),
+    Epoch(u64),
+    Checkpoint,
+    Entry(u64),
+    Piece(PieceSummary),
+    Manifest(ObjectRef),
+    Pack(ObjectRef, u32),
+}
+
+/// What is wrong with an object.
+struct Bad {
+    fault: Fault,
+    what: String,
+    /// Frames of a pack; none means all of it.
+    frames: Vec<u32>,
+    /// Whether a restore reads what is wrong.
+    needed: bool,
+}
+
+/// Turns damage into a finding; other errors end the run.
+fn bad(error: Error) -> Result<Bad> {
+    let fault = match &error {
+        Error::Missing { .. } => Fault::Missing,
+        other if other.is_absent() => Fault::Missing,
+        other if other.kind() == ErrorKind::Damaged => Fault::Damaged,
+        _ => return Err(error),
+    };
+    Ok(Bad {
+        fault,
+        what: error.to_string(),
+        frames: Vec::new(),
+        needed: true,
+    })
+}
+
+/// Goes on with the pass that is under way, or begins one, and looks again at what is damaged.
+///
+/// # Errors
+/// Damaged where the ledger, the pins or the logs of drills and scrubs themselves can't be read; what the store
+/// answers where it gives none.
+pub async fn scrub(lineage: &Lineage, host: &dyn Host, progress: &dyn Progress) -> Result<Outcome> {
+    let mut run = Run::begin(lineage, host).await?;
+    run.look_again().await?;
+    run.pass(progress).await?;
+    run.outcome.standing = run.scrubs.damage().to_vec();
+    Ok(run.outcome)
+}
+
+struct Run<'a> {
+    lineage: &'a Lineage,
+    host: &'a dyn Host,
+    fetcher: Arc<Fetcher>,
+    reader: LedgerReader,
+    state: LineageState,
+    scrubs: Scrubs,
+    items: BTreeMap<Cursor, Item>,
+    outcome: Outcome,
+}
+
+impl<'a> Run<'a> {
+    async fn begin(lineage: &'a Lineage, host: &'a dyn Host) -> Result<Self> {
+        let scrubs = lineage.scrubs().await?;
+        let reader = lineage.reader().await?;
+        let state = lineage.load_stored_state().await?;
+        let fetcher = Arc::new(Fetcher::of(lineage));
+        let mut run = Self {
+            lineage,
+            host,
+            fetcher,
+            reader,
+            state,
+            scrubs,
+            items: BTreeMap::new(),
+            outcome: Outcome::default(),
+        };
+        run.list().await?;
+        Ok(run)
+    }
+
+    fn add(&mut self, section: u32, name: String, bytes: u64, what: Thing) {
+        let cursor = Cursor { section, name };
+        let item = Item {
+            cursor: cursor.clone(),
+            bytes,
+            what,
+        };
+        self.items.insert(cursor, item);
+    }
+
+    /// Lists what is live. No listing of the store: everything is named.
+    async fn list(&mut self) -> Result<()> {
+        let id = self.lineage.id();
+        let logs = [
+            (ObjectKind::Pin, self.lineage.pins().await?.head()),
+            (ObjectKind::Drill, self.lineage.drills().await?.head()),
+            (ObjectKind::Scrub, self.scrubs.head()),
+        ];
+        for (kind, head) in logs {
+            for number in 1..=head {
+                let name = numbered_name(self.lineage, kind, number);
+                self.add(SECTION_SMALL, name, 0, Thing::Numbered(kind, number));
+            }
+        }
+        let epochs: Vec<u64> = self.reader.epochs().iter().map(|e| e.epoch).collect();
+        for epoch in epochs {
+            self.add(
+                SECTION_SMALL,
+                layout::epoch(id, epoch),
+                0,
+                Thing::Epoch(epoch),
+            );
+        }
+        let lowest = self.reader.lowest();
+        for number in 1..=self.state.head / layout::ENTRIES_PER_CHECKPOINT {
+            if number * layout::ENTRIES_PER_CHECKPOINT >= lowest {
+                let name = layout::checkpoint(id, number);
+                self.add(SECTION_SMALL, name, 0, Thing::Checkpoint);
+            }
+        }
+        let pieces: BTreeMap<u64, PieceSummary> = (self.state.pieces.iter())
+            .map(|piece| (piece.entry, piece.clone()))
+            .collect();
+        for number in lowest..=self.state.head {
+            let name = layout::entry(id, number);
+            match pieces.get(&number) {
+                // Of a piece whose range was withdrawn nothing is promised any more.
+                Some(piece) if self.state.is_withdrawn(piece) => {}
+                Some(piece) => {
+                    let bytes = piece.stored_bytes;
+                    self.add(SECTION_LEDGER, name, bytes, Thing::Piece(piece.clone()));
+                }
+                None => self.add(SECTION_LEDGER, name, 0, Thing::Entry(number)),
+            }
+        }
+        self.list_pages().await
+    }
+
+    async fn list_pages(&mut self) -> Result<()> {
+        let mut manifests: BTreeMap<ObjectId, ObjectRef> = BTreeMap::new();
+        let mut packs: BTreeMap<ObjectId, (ObjectRef, u32)> = BTreeMap::new();
+        for (object, partial) in self.manifests() {
+            manifests.insert(object.object, object);
+            let loaded = match load(&self.fetcher, &object, partial).await {
+                Ok(loaded) => loaded,
+                // The manifest itself is read in the pass, and what it alone names can't be told.
+                Err(error) if is_damage(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            let homes = loaded.parts().iter().map(|part| part.handle.object);
+            manifests.extend(homes.map(|home| (home.object, home)));
+            let table = loaded.packs().values();
+            packs.extend(table.map(|pack| (pack.object.object, (pack.object, pack.frames))));
+        }
+        for object in manifests.into_values() {
+            let name = object_name(ObjectKind::Manifest, &object);
+            self.add(SECTION_MANIFESTS, name, object.len, Thing::Manifest(object));
+        }
+        for (object, frames) in packs.into_values() {
+            let name = object_name(ObjectKind::Pack, &object);
+            self.add(SECTION_PACKS, name, object.len, Thing::Pack(object, frames));
+        }
+        Ok(())
+    }
+
+    /// The manifests that the ledger names, and whether they are partial.
+    fn manifests(&self) -> Vec<(ObjectRef, bool)> {
+        let whole = self.state.base_backups.iter();
+        let whole = whole.map(|base| (base.manifest, false));
+        let partial = self.state.partial.iter();
+        whole
+            .chain(partial.map(|partial| (partial.manifest, true)))
+            .collect()
+    }
+
+    /// Looks again at what stands as damaged: it may have been put back, it may not be needed any more, and
+    /// base backups may have come to need it.
+    async fn look_again(&mut self) -> Result<()> {
+        for damage in self.scrubs.damage().to_vec() {
+            let item = (self.items.values()).find(|item| item.cursor.name == damage.object);
+            let found = match item {
+                Some(item) => self.look(item).await?,
+                None => None,
+            };
+            match found {
+                None => {
+                    let now = self.lineage.clock().now();
+                    self.scrubs.record_sound(&damage.object, now).await?;
+                    self.host.sound(&damage.object).await;
+                    self.outcome.sound.push(damage.object);
+                }
+                Some(bad) => {
+                    let now = self.damage(&damage.object, &bad).await?;
+                    let same =
+                        (&now.part, &now.base_backups) == (&damage.part, &damage.base_backups);
+                    if !same {
+                        let found_at = damage.found_at;
+                        self.note(Damage { found_at, ..now }).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything behind the cursor.
+    async fn pass(&mut self, progress: &dyn Progress) -> Result<()> {
+        let clock = Arc::clone(self.lineage.clock());
+        let mut pass = self.scrubs.current().cloned().unwrap_or_else(|| Pass {
+            began_at: clock.now(),
+            at: clock.now(),
+            head: self.state.head,
+            cursor: Cursor::default(),
+            objects: 0,
+            bytes: 0,
+        });
+        let known: BTreeSet<String> = (self.scrubs.damage().iter())
+            .map(|damage| damage.object.clone())
+            .collect();
+        let items = std::mem::take(&mut self.items);
+        let total = items.values().map(|item| item.bytes).sum();
+        let left = (items.values())
+            .filter(|item| item.cursor > pass.cursor)
+            .map(|item| item.bytes)
+            .sum();
+        progress.phase("scrub", Unit::Bytes, Some(left));
+        self.host.begins(left, total).await;
+        let mut recorded = clock.elapsed();
+        for (cursor, item) in items {
+            if cursor <= pass.cursor {
+                continue;
+            }
+            if !known.contains(&cursor.name)
+                && let Some(bad) = self.look(&item).await?
+            {
+                let damage = self.damage(&cursor.name, &bad).await?;
+                self.note(damage).await?;
+            }
+            progress.advance(item.bytes);
+            pass.cursor = cursor;
+            pass.objects += 1;
+            pass.bytes += item.bytes;
+            self.outcome.objects += 1;
+            self.outcome.bytes += item.bytes;
+            // Packs have waited while they were read.
+            let waits = !matches!(item.what, Thing::Pack(..));
+            let goes_on = self.host.has_read(if waits { item.bytes } else { 0 }).await;
+            let due = clock.elapsed().saturating_sub(recorded) >= PROGRESS_INTERVAL;
+            if due || !goes_on {
+                pass.at = clock.now();
+                self.scrubs.record_progress(&pass, false).await?;
+                recorded = clock.elapsed();
+            }
+            if !goes_on {
+                return Ok(());
+            }
+        }
+        pass.at = clock.now();
+        self.scrubs.record_progress(&pass, true).await?;
+        self.outcome.complete = true;
+        Ok(())
+    }
+
+    async fn note(&mut self, damage: Damage) -> Result<()> {
+        self.scrubs.record_damage(&damage).await?;
+        self.host.found(&damage, &self.state).await;
+        self.outcome.found.push(damage);
+        Ok(())
+    }
+
+    /// What damage to `object` means for base backups.
+    async fn damage(&self, object: &str, bad: &Bad) -> Result<Damage> {
+        let last = object.rsplit('/').next().unwrap_or_default();
+        let id: Option<ObjectId> = last.parse().ok();
+        let piece = (self.state.pieces.iter())
+            .find(|piece| layout::entry(self.state.lineage, piece.entry) == object);
+        let part = match (id, piece) {
+            _ if !bad.needed => Part::Other,
+            (Some(id), _) if object.contains("/manifests/") => Part::Manifest(id),
+            (Some(id), _) if object.contains("/packs/") => Part::Pack(id, bad.frames.clone()),
+            (_, Some(piece)) => Part::LogPiece(piece.entry),
+            _ => Part::Other,
+        };
+        Ok(Damage {
+            found_at: self.lineage.clock().now(),
+            object: object.to_owned(),
+            fault: bad.fault,
+            what: bad.what.clone(),
+            base_backups: users(&self.fetcher, &self.state, &part).await?,
+            part,
+            looked_through: self.state.head,
+        })
+    }
+
+    /// Reads an item, once more where it looks damaged: the fault may be on the way.
+    async fn look(&self, item: &Item) -> Result<Option<Bad>> {
+        if self.look_once(item).await?.is_none() {
+            return Ok(None);
+        }
+        self.host.before_second_look().await;
+        self.look_once(item).await
+    }
+
+    async fn look_once(&self, item: &Item) -> Result<Option<Bad>> {
+        let read = match &item.what {
+            Thing::Numbered(kind, number) => {
+                self.look_at_entry(&item.cursor.name, *kind, *number).await
+            }
+            Thing::Entry(number) => {
+                self.look_at_entry(&item.cursor.name, ObjectKind::LedgerEntry, *number)
+                    .await
+            }
+            Thing::Epoch(epoch) => self.reader.check_epoch(*epoch).await,
+            Thing::Checkpoint => self.look_at_checkpoint(&item.cursor.name).await,
+            Thing::Piece(piece) => verify_piece(&self.fetcher, &self.state, piece, true).await,
+            Thing::Manifest(object) => self.look_at_manifest(object).await,
+            Thing::Pack(object, frames) => return self.look_at_pack(object, *frames).await,
+        };
+        match read {
+            Ok(()) => Ok(None),
+            Err(error) => bad(error).map(Some),
+        }
+    }
+
+    async fn look_at_entry(&self, name: &str, kind: ObjectKind, number: u64) -> Result<()> {
+        let view = fetch(&**self.lineage.store(), name, kind).await?;
+        let head = EntryHead::decode(view.head().clear())
+            .ok_or_else(|| view.head().damaged("its entry head is malformed"))?;
+        if head.number != number || head.owner != self.lineage.id().0 {
+            return Err(view.head().damaged(format!(
+                "it holds entry {} of {}",
+                head.number,
+                ObjectId(head.owner)
+            )));
+        }
+        view.authenticate(self.lineage.keys())
+    }
+
+    /// A checkpoint repeats entries, and one that was never written is made up for by them.
+    async fn look_at_checkpoint(&self, name: &str) -> Result<()> {
+        match fetch(&**self.lineage.store(), name, ObjectKind::Checkpoint).await {
+            Err(error) if error.is_absent() => Ok(()),
+            other => other?.authenticate(self.lineage.keys()),
+        }
+    }
+
+    async fn look_at_manifest(&self, object: &ObjectRef) -> Result<()> {
+        verify_manifest_object(&self.fetcher, object, "the ledger", true).await?;
+        let named = (self.state.base_backups.iter()).find(|base| base.manifest == *object);
+        if let Some(base) = named {
+            let (mut packs, mut seen) = (BTreeMap::new(), BTreeSet::new());
+            // Objects that it shares are items of their own.
+            match base_backup(&self.fetcher, base, &mut packs, &mut seen, false).await {
+                Err(Error::Damaged {
+                    object: other,
+                    what,
+                }) if other == object_name(ObjectKind::Manifest, object) => {
+                    return Err(Error::Damaged {
+                        object: other,
+                        what,
+                    });
+                }
+                Err(error) if !is_damage(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a pack span by span, so that memory is bounded and damage is told by frame.
+    async fn look_at_pack(&self, object: &ObjectRef, frames: u32) -> Result<Option<Bad>> {
+        let store = &**self.lineage.store();
+        let name = object_name(ObjectKind::Pack, object);
+        let opened = async {
+            let (head, known) = fetch_head(store, &name, ObjectKind::Pack).await?;
+            check_identity(&head, object)?;
+            if head.frames().len() != frames as usize {
+                let told = format!("it has {} of {frames} frames", head.frames().len());
+                return Err(head.damaged(told));
+            }
+            Ok((Arc::new(head), known))
+        };
+        let (head, known) = match opened.await {
+            Ok(opened) => opened,
+            Err(error) => return bad(error).map(Some),
+        };
+        let mut faults: Vec<u32> = Vec::new();
+        let mut first_fault = None;
+        let mut at = 0;
+        let head_end = head.frame_range(0..1)?.start as usize;
+        let mut checksum = crc32c::crc32c(known.get(..head_end).unwrap_or_default());
+        let mut whole = true;
+        while at < frames {
+            let mut end = at + 1;
+            while end < frames && span(&head, at, end + 1)? <= SPAN_BYTES_MAX {
+                end += 1;
+            }
+            match fetch_frames(store, &head, &known, at..end).await {
+                Ok(stored) => {
+                    checksum = crc32c::crc32c_append(checksum, &stored);
+                    let (opener, keys) = (Arc::clone(&head), Arc::clone(self.lineage.keys()));
+                    let broken =
+                        blocking(move || broken_frames(&opener, &keys, at..end, &stored)).await??;
+                    for (frame, what) in broken {
+                        faults.push(frame);
+                        first_fault.get_or_insert(what);
+                    }
+                }
+                Err(error) => {
+                    let found = bad(error)?;
+                    if found.fault == Fault::Missing {
+                        return Ok(Some(found));
+                    }
+                    faults.extend(at..end);
+                    first_fault.get_or_insert(found.what);
+                    whole = false;
+                }
+            }
+            self.host.has_read(span(&head, at, end)?).await;
+            at = end;
+        }
+        if let Some(what) = first_fault {
+            let more = match faults.len() {
+                1 => String::new(),
+                count => format!(", the first of {count} damaged frames"),
+            };
+            return Ok(Some(Bad {
+                fault: Fault::Damaged,
+                what: format!("{what}{more}"),
+                frames: faults,
+                needed: true,
+            }));
+        }
+        let end = head.object_len() - TRAILER_BYTES as u64;
+        let trailer = store
+            .read_range(&name, end..end + TRAILER_BYTES as u64 + 1)
+            .await?;
+        let sound = trailer.len() == TRAILER_BYTES
+            && trailer[..4] == checksum.to_le_bytes()
+            && trailer[4..] == END_MAGIC;
+        Ok((!sound && whole).then(|| Bad {
+            fault: Fault::Damaged,
+            what: format!(
+                "{name}: its end or checksum is not what was written; its frames are sound"
+            ),
+            frames: Vec::new(),
+            needed: false,
+        }))
+    }
+}
+
+fn numbered_name(lineage: &Lineage, kind: ObjectKind, number: u64) -> String {
+    match kind {
+        ObjectKind::Drill => layout::drill(lineage.id(), number),
+        ObjectKind::Scrub => layout::scrub(lineage.id(), number),
+        _ => layout::pin(lineage.id(), number),
+    }
+}
+
+fn is_damage(error: &Error) -> bool {
+    error.kind() == ErrorKind::Damaged
+}
+
+fn span(head: &crate::object::ObjectHead, from: u32, to: u32) -> Result<u64> {
+    let range = head.frame_range(from..to)?;
+    Ok(range.end - range.start)
+}
+
+/// The frames that can't be opened, each with what is wrong.
+fn broken_frames(
+    head: &crate::object::ObjectHead,
+    keys: &borealis_keys::DataKeys,
+    numbers: std::ops::Range<u32>,
+    stored: &bytes::Bytes,
+) -> Result<Vec<(u32, String)>> {
+    let mut broken = Vec::new();
+    let base = head.frame(numbers.start)?.offset;
+    for number in numbers {
+        let frame = head.frame(number)?;
+        let from = (frame.offset - base) as usize;
+        let bytes = (stored.get(from..from + frame.stored_len as usize))
+            .ok_or_else(|| head.damaged("truncated within a range"))?;
+        match head.open_frame(keys, number, bytes) {
+            Ok(_) => {}
+            Err(error) if is_damage(&error) => broken.push((number, error.to_string())),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(broken)
+}
+
+/// A manifest, whole or partial.
+async fn load(fetcher: &Fetcher, object: &ObjectRef, partial: bool) -> Result<Loaded> {
+    Ok(if partial {
+        Loaded::Partial(Box::new(PartialManifest::load(fetcher, object).await?))
+    } else {
+        Loaded::Whole(Box::new(Manifest::load(fetcher, object).await?))
+    })
+}
+
+enum Loaded {
+    Whole(Box<Manifest>),
+    Partial(Box<PartialManifest>),
+}
+
+impl std::ops::Deref for Loaded {
+    type Target = Manifest;
+    fn deref(&self) -> &Manifest {
+        match self {
+            Self::Whole(manifest) => manifest,
+            Self::Partial(partial) => partial.manifest(),
+        }
+    }
+}
+
+/// The entries of the base backups, partial ones included, that need `part`.
+async fn users(fetcher: &Fetcher, state: &LineageState, part: &Part) -> Result<Vec<u64>> {
+    if matches!(part, Part::LogPiece(_) | Part::Other) {
+        return Ok(Vec::new());
+    }
+    let whole = state.base_backups.iter();
+    let whole = whole.map(|base| (base.entry, base.manifest, false));
+    let partial = state.partial.iter();
+    let partial = partial.map(|partial| (partial.entry, partial.manifest, true));
+    let mut users = Vec::new();
+    for (entry, object, partial) in whole.chain(partial) {
+        if matches!(part, Part::Manifest(id) if *id == object.object) {
+            users.push(entry);
+            continue;
+        }
+        let manifest = match load(fetcher, &object, partial).await {
+            Ok(manifest) => manifest,
+            // It is damage of its own.
+            Err(error) if is_damage(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        let needs = match part {
+            Part::Manifest(id) => {
+                (manifest.parts().iter()).any(|part| part.handle.object.object == *id)
+            }
+            Part::Pack(id, frames) => !pages_in(fetcher, &manifest, *id, frames).await?.is_empty(),
+            Part::LogPiece(_) | Part::Other => false,
+        };
+        if needs {
+            users.push(entry);
+        }
+    }
+    Ok(users)
+}
+
+/// What of a base backup lies in some frames of a pack.
+#[derive(Debug, Clone, Default)]
+pub struct InFrames {
+    /// Pages: (page file, first page, count).
+    pub pages: Vec<(u32, u32, u32)>,
+    /// Names of blobs.
+    pub blobs: Vec<String>,
+}
+
+impl InFrames {
+    /// Whether nothing does.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty() && self.blobs.is_empty()
+    }
+}
+
+/// What of `manifest` lies in `frames` of pack `pack`; in any of its frames if none are named. A part of the
+/// page map that can't be read counts as no page: the manifest is then damaged itself.
+pub async fn pages_in(
+    fetcher: &Fetcher,
+    manifest: &Manifest,
+    pack: ObjectId,
+    frames: &[u32],
+) -> Result<InFrames> {
+    let mut found = InFrames::default();
+    let table = manifest.packs();
+    if !table.values().any(|entry| entry.object.object == pack) {
+        return Ok(found);
+    }
+    let is_hit = |number: &u32, frame: u32| {
+        table
+            .get(number)
+            .is_some_and(|entry| entry.object.object == pack)
+            && (frames.is_empty() || frames.contains(&frame))
+    };
+    for index in 0..manifest.parts().len() {
+        let runs = match manifest.load_part(fetcher, index).await {
+            Ok(runs) => runs,
+            Err(error) if is_damage(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        for run in runs {
+            if let Location::Frame { pack, frame } = run.at
+                && is_hit(&pack, frame)
+            {
+                found.pages.push((run.file, run.first, run.count));
+            }
+        }
+    }
+    for blob in &manifest.files().blobs {
+        if (blob.chunks.iter()).any(|chunk| is_hit(&chunk.pack, chunk.frame)) {
+            found.blobs.push(blob.name.clone());
+        }
+    }
+    Ok(found)
+}
