@@ -63,6 +63,34 @@ impl ProcessIdentity {
     }
 }
 
+/// Makes this process, and what it starts from now on, give way to others: 0 as others, 19 at most. To be called
+/// before there are other threads, which keep what they had (`setpriority(2)`).
+pub fn be_nice(niceness: u8) -> Result<()> {
+    let wanted = i32::from(niceness.min(19));
+    rustix::process::setpriority_process(None, wanted).map_err(|error| {
+        Error::new(
+            ErrorKind::Refused,
+            format!("give way to other processes: {error}"),
+        )
+    })
+}
+
+/// The load of the last minute by processor; `None` where Linux does not tell.
+pub fn load_per_processor() -> Option<f64> {
+    let load: f64 = read("/proc/loadavg")?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()?;
+    let processors = std::thread::available_parallelism().ok()?;
+    Some(load / processors.get() as f64)
+}
+
+/// This machine's name, for people.
+pub fn name() -> String {
+    read("/proc/sys/kernel/hostname").unwrap_or_else(|| "unknown".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

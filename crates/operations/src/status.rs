@@ -7,19 +7,23 @@ use std::time::Duration;
 use borealis_base::{ByteLen, ErrorKind, LineageId, Position, Timestamp};
 use borealis_repository::Lineage;
 use borealis_repository::catalog::Cluster;
+use borealis_repository::drills::Drill;
 use borealis_repository::ledger::{Presence, SILENCE_MAX};
 use borealis_repository::log::LogReader;
 use borealis_repository::pages::fetch::Fetcher;
 use borealis_repository::pages::manifest::Manifest;
 use borealis_repository::plan::{
-    BaseBackupSummary, KnownSteps, LineageState, Window, steps_wanted, windows_with,
+    BaseBackupSummary, Damage, KnownSteps, LineageState, Window, steps_wanted, windows_with,
 };
+use borealis_repository::scrubs::Scrubs;
 use borealis_repository::store::Usage;
 use serde::Serialize;
 
 use crate::base_backup::facts::{DamagedPage, ServerState};
+use crate::drill::{DrillSummary, complaints, last_run};
 use crate::error::Result;
 use crate::protect::{control, process_of};
+use crate::scrub::affected;
 use crate::site::Site;
 
 /// Damaged pages that a note names; more are counted.
@@ -81,8 +85,65 @@ pub struct ClusterStatus {
     /// The lineages before this one, the oldest first: histories that ended where the server's was rewritten
     /// or another server took its place.
     pub earlier_lineages: Vec<EarlierLineage>,
+    /// How sure each base backup is, the oldest first.
+    pub base_backup_states: Vec<BaseBackupState>,
+    /// The last drill that was run.
+    pub last_drill: Option<DrillSummary>,
+    /// When everything live was last read by a scrub, and how far the present one is.
+    pub scrub: ScrubStatus,
+    /// What a scrub found lost or damaged and not sound since.
+    pub damage: Vec<DamageStatus>,
     /// What else to know.
     pub notes: Vec<String>,
+}
+
+/// How sure a base backup is.
+#[derive(Debug, Clone, Serialize)]
+pub struct BaseBackupState {
+    /// Its ledger entry.
+    pub entry: u64,
+    /// Where it can be restored to.
+    pub end: Position,
+    /// When it was entered. Everything of it was read back from the store before that.
+    pub committed_at: Timestamp,
+    /// Always true: law 7 of the design.
+    pub read_back: bool,
+    /// When a scrub that read all of it ended.
+    pub scrubbed_at: Option<Timestamp>,
+    /// When a drill from it last passed.
+    pub drilled_at: Option<Timestamp>,
+    /// The first object of it that was found lost or damaged; nothing is restored from it then.
+    pub damaged: Option<String>,
+}
+
+/// How far scrubs are.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ScrubStatus {
+    /// When the last complete pass began.
+    pub began_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// What it read.
+    pub bytes: u64,
+    /// When the pass that is under way began.
+    pub current_began_at: Option<Timestamp>,
+    /// What that has read so far.
+    pub current_bytes: u64,
+}
+
+/// Something lost or damaged.
+#[derive(Debug, Clone, Serialize)]
+pub struct DamageStatus {
+    /// `missing` or `damaged`.
+    pub kind: &'static str,
+    /// The object's name.
+    pub object: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// When it was found.
+    pub found_at: Timestamp,
+    /// What can't be restored because of it.
+    pub affects: Vec<String>,
 }
 
 /// A lineage that another one has followed.
@@ -206,6 +267,20 @@ impl ClusterStatus {
             lines.extend(earlier.windows.iter().flat_map(WindowStatus::lines));
         }
         lines.extend(self.read_back());
+        lines.extend(self.scrub.line(now));
+        lines.extend(self.drill_lines(now));
+        for damage in &self.damage {
+            lines.push(format!(
+                "  DAMAGE        {} {}: {}",
+                damage.kind, damage.object, damage.what
+            ));
+            lines.extend(
+                damage
+                    .affects
+                    .iter()
+                    .map(|what| format!("                affects {what}")),
+            );
+        }
         lines.push(format!("  snapshots     {}", self.snapshots));
         lines.push(format!(
             "  stored        {} of base backups, {} of log",
@@ -239,6 +314,55 @@ impl ClusterStatus {
         ))
     }
 
+    /// The last drill in two lines, and how many base backups were drilled and scrubbed.
+    fn drill_lines(&self, now: Timestamp) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(drill) = &self.last_drill {
+            let point = drill
+                .time
+                .map_or_else(|| drill.target.clone(), |time| time.to_string());
+            lines.push(format!(
+                "  last drill    {}, {} ago, to {point}",
+                if drill.result == "passed" {
+                    "passed"
+                } else {
+                    "FAILED"
+                },
+                borealis_base::show_duration(now.since(drill.begun_at))
+            ));
+            let loss = (drill.loss_window_seconds)
+                .map_or_else(String::new, |loss| format!("; loss window {loss:.1} s"));
+            lines.push(format!(
+                "                recovery took {:.1} s ({:.1} plan, {:.1} pages, {:.1} replay, {:.1} until it answered){loss}",
+                drill.recovery_seconds,
+                drill.plan_seconds,
+                drill.pages_seconds,
+                drill.replay_seconds,
+                drill.answer_seconds
+            ));
+        }
+        let count = |is: fn(&BaseBackupState) -> bool| {
+            self.base_backup_states
+                .iter()
+                .filter(|state| is(state))
+                .count()
+        };
+        if !self.base_backup_states.is_empty() {
+            let damaged = match count(|state| state.damaged.is_some()) {
+                0 => String::new(),
+                damaged => format!(", {damaged} DAMAGED"),
+            };
+            lines.push(format!(
+                "  states        of {} base backups {} read back, {} scrubbed, {} drilled{damaged}",
+                self.base_backup_states.len(),
+                count(|state| state.read_back),
+                count(|state| state.scrubbed_at.is_some()),
+                count(|state| state.drilled_at.is_some()),
+            ));
+        }
+        lines
+    }
+
     fn protection(&self, now: Timestamp) -> String {
         if let Some(reason) = &self.retired {
             return format!("no longer: {reason}");
@@ -257,6 +381,26 @@ impl ClusterStatus {
             holder.host,
             borealis_base::show_duration(now.since(holder.last_sign_of_life))
         )
+    }
+}
+
+impl ScrubStatus {
+    fn line(&self, now: Timestamp) -> Option<String> {
+        let current = self.current_began_at.map(|began| {
+            format!(
+                "one under way since {began}, {} read",
+                ByteLen(self.current_bytes)
+            )
+        });
+        let complete = self.ended_at.map(|ended| {
+            format!(
+                "complete {} ago, {} read",
+                borealis_base::show_duration(now.since(ended)),
+                ByteLen(self.bytes)
+            )
+        });
+        let told: Vec<String> = complete.into_iter().chain(current).collect();
+        (!told.is_empty()).then(|| format!("  scrub         {}", told.join("; ")))
     }
 }
 
@@ -309,10 +453,18 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
         notes.push(SINGLE_WRITER_NOTE.to_owned());
     }
     let protector = present.as_ref().map(protector);
-    let mut state = reader.state().clone();
-    state.pins = lineage.pins().await?.all().to_vec();
+    let mut stored = reader.state().clone();
+    stored.pins = lineage.pins().await?.all().to_vec();
+    let scrubs = lineage.scrubs().await?;
+    let mut state = stored.clone();
+    state.withdraw(scrubs.damage());
     let windows = exact_windows(&lineage, &state).await?;
     let now = site.clock().now();
+    let drills = lineage.drills().await?;
+    let first = stored.base_backups.first().map(|base| base.ended_at);
+    if state.retired.is_none() {
+        notes.extend(complaints(drills.all(), first, now));
+    }
     notes.extend(protection_note(&state, protector.as_ref(), now));
     let newest = newest_base_backup(&state);
     if let Some(base) = newest {
@@ -321,11 +473,72 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
     notes.push("nothing expires yet: retention is not implemented".to_owned());
     let status = summarise(&cluster.name, &state, &windows, protector, notes, now);
     Ok(ClusterStatus {
+        base_backup_states: base_backup_states(&stored, &state, &scrubs, drills.all()),
+        last_drill: last_run(drills.all()).map(DrillSummary::from),
+        scrub: scrub_status(&scrubs),
+        damage: damage_status(&lineage, &stored, scrubs.damage()).await?,
         earlier_lineages: earlier_lineages(site, cluster).await?,
         single_writer,
         requests: asked.usage,
         ..status
     })
+}
+
+fn base_backup_states(
+    stored: &LineageState,
+    relied_on: &LineageState,
+    scrubs: &Scrubs,
+    drills: &[Drill],
+) -> Vec<BaseBackupState> {
+    let state = |base: &BaseBackupSummary| BaseBackupState {
+        entry: base.entry,
+        end: base.end,
+        committed_at: base.recorded_at,
+        read_back: true,
+        scrubbed_at: scrubbed_at(scrubs, base.entry),
+        drilled_at: (drills.iter().rev())
+            .find(|drill| drill.passed() && drill.base_backup == base.entry)
+            .map(|drill| drill.ended_at),
+        damaged: (relied_on.damaged.iter())
+            .find(|damaged| damaged.base_backup.entry == base.entry)
+            .map(|damaged| damaged.object.clone()),
+    };
+    stored.base_backups.iter().map(state).collect()
+}
+
+/// When a scrub ended that has read everything the ledger named up to `entry`.
+pub(crate) fn scrubbed_at(scrubs: &Scrubs, entry: u64) -> Option<Timestamp> {
+    let pass = scrubs.complete()?;
+    (entry <= pass.head).then_some(pass.at)
+}
+
+fn scrub_status(scrubs: &Scrubs) -> ScrubStatus {
+    let (complete, current) = (scrubs.complete(), scrubs.current());
+    ScrubStatus {
+        began_at: complete.map(|pass| pass.began_at),
+        ended_at: complete.map(|pass| pass.at),
+        bytes: complete.map_or(0, |pass| pass.bytes),
+        current_began_at: current.map(|pass| pass.began_at),
+        current_bytes: current.map_or(0, |pass| pass.bytes),
+    }
+}
+
+async fn damage_status(
+    lineage: &Lineage,
+    stored: &LineageState,
+    standing: &[Damage],
+) -> Result<Vec<DamageStatus>> {
+    let mut told = Vec::with_capacity(standing.len());
+    for damage in standing {
+        told.push(DamageStatus {
+            kind: damage.fault.word(),
+            object: damage.object.clone(),
+            what: damage.what.clone(),
+            found_at: damage.found_at,
+            affects: affected(lineage, stored, damage).await?,
+        });
+    }
+    Ok(told)
 }
 
 async fn earlier_lineages(site: &Site, cluster: &Cluster) -> Result<Vec<EarlierLineage>> {
@@ -563,6 +776,10 @@ fn summarise(
         single_writer: false,
         requests: None,
         earlier_lineages: Vec::new(),
+        base_backup_states: Vec::new(),
+        last_drill: None,
+        scrub: ScrubStatus::default(),
+        damage: Vec::new(),
         notes,
     }
 }

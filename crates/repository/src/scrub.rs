@@ -76,6 +76,9 @@ pub struct Outcome {
     pub standing: Vec<Damage>,
     /// Objects that are sound again.
     pub sound: Vec<String>,
+    /// Why what was read and found could not be recorded: with the right to read alone, everybody else goes on
+    /// with what they knew.
+    pub not_recorded: Option<String>,
 }
 
 /// Something to read.
@@ -130,8 +133,26 @@ pub async fn scrub(lineage: &Lineage, host: &dyn Host, progress: &dyn Progress) 
     let mut run = Run::begin(lineage, host).await?;
     run.look_again().await?;
     run.pass(progress).await?;
-    run.outcome.standing = run.scrubs.damage().to_vec();
+    let mut standing = run.scrubs.damage().to_vec();
+    standing.retain(|damage| !run.outcome.sound.contains(&damage.object));
+    let unrecorded: Vec<Damage> = (run.outcome.found.iter())
+        .filter(|damage| standing.iter().all(|other| other.object != damage.object))
+        .cloned()
+        .collect();
+    standing.extend(unrecorded);
+    run.outcome.standing = standing;
     Ok(run.outcome)
+}
+
+/// What becomes of a record that the store refuses: it is said, and the reading goes on.
+fn recorded(result: Result<()>, not_recorded: &mut Option<String>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::Refused => {
+            not_recorded.get_or_insert(error.to_string());
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 struct Run<'a> {
@@ -272,7 +293,8 @@ impl<'a> Run<'a> {
             match found {
                 None => {
                     let now = self.lineage.clock().now();
-                    self.scrubs.record_sound(&damage.object, now).await?;
+                    let done = self.scrubs.record_sound(&damage.object, now).await;
+                    recorded(done, &mut self.outcome.not_recorded)?;
                     self.host.sound(&damage.object).await;
                     self.outcome.sound.push(damage.object);
                 }
@@ -312,7 +334,7 @@ impl<'a> Run<'a> {
             .sum();
         progress.phase("scrub", Unit::Bytes, Some(left));
         self.host.begins(left, total).await;
-        let mut recorded = clock.elapsed();
+        let mut recorded_at = clock.elapsed();
         for (cursor, item) in items {
             if cursor <= pass.cursor {
                 continue;
@@ -332,24 +354,27 @@ impl<'a> Run<'a> {
             // Packs have waited while they were read.
             let waits = !matches!(item.what, Thing::Pack(..));
             let goes_on = self.host.has_read(if waits { item.bytes } else { 0 }).await;
-            let due = clock.elapsed().saturating_sub(recorded) >= PROGRESS_INTERVAL;
+            let due = clock.elapsed().saturating_sub(recorded_at) >= PROGRESS_INTERVAL;
             if due || !goes_on {
                 pass.at = clock.now();
-                self.scrubs.record_progress(&pass, false).await?;
-                recorded = clock.elapsed();
+                let done = self.scrubs.record_progress(&pass, false).await;
+                recorded(done, &mut self.outcome.not_recorded)?;
+                recorded_at = clock.elapsed();
             }
             if !goes_on {
                 return Ok(());
             }
         }
         pass.at = clock.now();
-        self.scrubs.record_progress(&pass, true).await?;
+        let done = self.scrubs.record_progress(&pass, true).await;
+        recorded(done, &mut self.outcome.not_recorded)?;
         self.outcome.complete = true;
         Ok(())
     }
 
     async fn note(&mut self, damage: Damage) -> Result<()> {
-        self.scrubs.record_damage(&damage).await?;
+        let done = self.scrubs.record_damage(&damage).await;
+        recorded(done, &mut self.outcome.not_recorded)?;
         self.host.found(&damage, &self.state).await;
         self.outcome.found.push(damage);
         Ok(())
@@ -649,6 +674,16 @@ impl InFrames {
     pub fn is_empty(&self) -> bool {
         self.pages.is_empty() && self.blobs.is_empty()
     }
+}
+
+/// The same of a partial base backup.
+pub async fn partial_pages_in(
+    fetcher: &Fetcher,
+    partial: &PartialManifest,
+    pack: ObjectId,
+    frames: &[u32],
+) -> Result<InFrames> {
+    pages_in(fetcher, partial.manifest(), pack, frames).await
 }
 
 /// What of `manifest` lies in `frames` of pack `pack`; in any of its frames if none are named. A part of the

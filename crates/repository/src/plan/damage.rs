@@ -148,7 +148,7 @@ pub fn lost_pins(before: &LineageState, after: &LineageState) -> Vec<String> {
 impl LineageState {
     /// Takes out of what is promised whatever rests on `damage`: base backups go to
     /// [`LineageState::damaged`], and the range of a log piece becomes a gap.
-    pub fn withdraw(&mut self, damage: &[Damage]) {
+    pub fn withdraw<'d>(&mut self, damage: impl IntoIterator<Item = &'d Damage>) {
         for damage in damage {
             let is_hit = |entry: &u64| damage.base_backups.contains(entry);
             if (self.partial.as_ref()).is_some_and(|partial| is_hit(&partial.entry)) {

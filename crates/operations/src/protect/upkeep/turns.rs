@@ -1,0 +1,81 @@
+//! Base backups and drills take turns: a drill never runs beside a base backup. A base backup waits for a drill
+//! for a while; then the drill is given up, since what is protected goes before what is tried.
+
+use std::time::Duration;
+
+use tokio::sync::{Mutex, MutexGuard, watch};
+
+/// Whose turn it is.
+pub struct Turns {
+    turn: Mutex<()>,
+    wanted: watch::Sender<bool>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            turn: Mutex::new(()),
+            wanted: watch::Sender::new(false),
+        }
+    }
+}
+
+/// A turn; it ends when this is dropped.
+pub type Turn<'a> = MutexGuard<'a, ()>;
+
+impl Turns {
+    /// Waits for the turn of a base backup, at most `patience` for a drill that runs, which is given up then.
+    pub async fn base_backup(&self, patience: Duration) -> Turn<'_> {
+        if let Ok(turn) = tokio::time::timeout(patience, self.turn.lock()).await {
+            return turn;
+        }
+        self.wanted.send_replace(true);
+        let turn = self.turn.lock().await;
+        self.wanted.send_replace(false);
+        turn
+    }
+
+    /// The turn of a drill, if no base backup has it now.
+    pub fn drill(&self) -> Option<Turn<'_>> {
+        self.turn.try_lock().ok()
+    }
+
+    /// Returns when a base backup waits no longer.
+    pub async fn wanted(&self) {
+        let mut wanted = self.wanted.subscribe();
+        // The sender lives as long as this does.
+        let _ = wanted.wait_for(|wanted| *wanted).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drill_is_given_up_once_a_base_backup_has_waited_long_enough() {
+        let turns = Turns::default();
+        let drill = turns.drill().expect("nobody else is there");
+        assert!(turns.drill().is_none());
+        let began = tokio::time::Instant::now();
+        let base_backup = async {
+            let _turn = turns.base_backup(Duration::from_secs(60)).await;
+            began.elapsed()
+        };
+        let drill = async {
+            turns.wanted().await;
+            drop(drill);
+            began.elapsed()
+        };
+        let (taken, given_up) = tokio::join!(base_backup, drill);
+        assert!(given_up >= Duration::from_secs(60) && taken >= given_up);
+        // The next drill is not asked to end.
+        let next = turns.drill().expect("the base backup has ended");
+        assert!(
+            tokio::time::timeout(Duration::from_secs(1), turns.wanted())
+                .await
+                .is_err()
+        );
+        drop(next);
+    }
+}
