@@ -66,13 +66,18 @@ impl ProcessIdentity {
 /// Makes this process, and what it starts from now on, give way to others: 0 as others, 19 at most. To be called
 /// before there are other threads, which keep what they had (`setpriority(2)`).
 pub fn be_nice(niceness: u8) -> Result<()> {
-    let wanted = i32::from(niceness.min(19));
-    rustix::process::setpriority_process(None, wanted).map_err(|error| {
+    let failed = |error: rustix::io::Errno| {
         Error::new(
             ErrorKind::Refused,
             format!("give way to other processes: {error}"),
         )
-    })
+    };
+    let wanted = i32::from(niceness.min(19));
+    // What gives way already may not be made to give way less.
+    if rustix::process::getpriority_process(None).map_err(failed)? >= wanted {
+        return Ok(());
+    }
+    rustix::process::setpriority_process(None, wanted).map_err(failed)
 }
 
 /// The load of the last minute by processor; `None` where Linux does not tell.

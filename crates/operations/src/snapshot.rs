@@ -30,7 +30,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::protect::{begin, control, log_frame};
 use crate::site::{ClusterIdentity, Site};
-use crate::status::{exact_windows, scrubbed_at, ships_log};
+use crate::status::{exact_windows, scrubbed_at, ships_log, unless_damaged};
 
 /// How often the ledger is looked at while waiting.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -143,10 +143,12 @@ pub async fn create(
     drop(sql);
     let piece = waiting.for_log(branch, end).await?;
     let (last_record, time) = find_restore_point(&lineage, &piece, end).await?;
+    let mut state = waiting.reader.state().clone();
+    state.withdraw(&lineage.known_damage().await?);
     pin(
         &mut pins,
         &cluster,
-        waiting.reader.state(),
+        &state,
         NewPin {
             name: name.to_owned(),
             branch,
@@ -192,7 +194,9 @@ pub async fn list(site: &Site, cluster: Option<&str>) -> Result<Vec<Listed>> {
     let cluster = site.cluster(cluster).await?;
     let lineage = site.lineage(&cluster).await?;
     let state = lineage.load_state().await?;
-    let (scrubs, drills) = (lineage.scrubs().await?, lineage.drills().await?);
+    let scrubs = unless_damaged(lineage.scrubs().await)?;
+    let drills = unless_damaged(lineage.drills().await)?;
+    let drills = drills.as_ref().map_or(&[][..], |drills| drills.all());
     let listed = |pin: &PinSummary| {
         let needed = what_a_pin_needs(&state, pin);
         // The last entry that a restore to it reads.
@@ -200,7 +204,7 @@ pub async fn list(site: &Site, cluster: Option<&str>) -> Result<Vec<Listed>> {
             let pieces = plan.pieces.iter().map(|range| range.piece.entry);
             pieces.fold(plan.base_backup.entry, u64::max)
         });
-        let drilled = (drills.all().iter().rev()).find(|drill| {
+        let drilled = (drills.iter().rev()).find(|drill| {
             drill.passed()
                 && drill.branch == pin.branch
                 && drill.last_record == Some(pin.last_record)
@@ -215,7 +219,7 @@ pub async fn list(site: &Site, cluster: Option<&str>) -> Result<Vec<Listed>> {
                 let mut pieces = plan.pieces.iter();
                 pieces.all(|range| range.piece.entry <= state.read_back)
             }),
-            scrubbed_at: last.and_then(|last| scrubbed_at(&scrubs, last)),
+            scrubbed_at: last.and_then(|last| scrubbed_at(scrubs.as_ref()?, last)),
             drilled_at: drilled.map(|drill| drill.ended_at),
         }
     };

@@ -455,15 +455,17 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
     let protector = present.as_ref().map(protector);
     let mut stored = reader.state().clone();
     stored.pins = lineage.pins().await?.all().to_vec();
-    let scrubs = lineage.scrubs().await?;
+    let scrubs = unless_damaged(told(lineage.scrubs().await, &mut notes))?;
     let mut state = stored.clone();
-    state.withdraw(scrubs.damage());
+    let standing = scrubs.as_ref().map_or(&[][..], |scrubs| scrubs.damage());
+    state.withdraw(standing);
     let windows = exact_windows(&lineage, &state).await?;
     let now = site.clock().now();
-    let drills = lineage.drills().await?;
+    let drills = unless_damaged(told(lineage.drills().await, &mut notes))?;
+    let drills = drills.as_ref().map_or(&[][..], |drills| drills.all());
     let first = stored.base_backups.first().map(|base| base.ended_at);
     if state.retired.is_none() {
-        notes.extend(complaints(drills.all(), first, now));
+        notes.extend(complaints(drills, first, now));
     }
     notes.extend(protection_note(&state, protector.as_ref(), now));
     let newest = newest_base_backup(&state);
@@ -473,10 +475,10 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
     notes.push("nothing expires yet: retention is not implemented".to_owned());
     let status = summarise(&cluster.name, &state, &windows, protector, notes, now);
     Ok(ClusterStatus {
-        base_backup_states: base_backup_states(&stored, &state, &scrubs, drills.all()),
-        last_drill: last_run(drills.all()).map(DrillSummary::from),
-        scrub: scrub_status(&scrubs),
-        damage: damage_status(&lineage, &stored, scrubs.damage()).await?,
+        base_backup_states: base_backup_states(&stored, &state, scrubs.as_ref(), drills),
+        last_drill: last_run(drills).map(DrillSummary::from),
+        scrub: scrubs.as_ref().map(scrub_status).unwrap_or_default(),
+        damage: damage_status(&lineage, &stored, standing).await?,
         earlier_lineages: earlier_lineages(site, cluster).await?,
         single_writer,
         requests: asked.usage,
@@ -484,10 +486,32 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
     })
 }
 
+/// Notes what can't be read because it is damaged.
+fn told<T>(
+    read: borealis_repository::Result<T>,
+    notes: &mut Vec<String>,
+) -> borealis_repository::Result<T> {
+    if let Err(error) = &read
+        && error.kind() == ErrorKind::Damaged
+    {
+        notes.push(format!("{error}; run borealis scrub"));
+    }
+    read
+}
+
+/// What was read; nothing where it is damaged: the rest is still true.
+pub(crate) fn unless_damaged<T>(read: borealis_repository::Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn base_backup_states(
     stored: &LineageState,
     relied_on: &LineageState,
-    scrubs: &Scrubs,
+    scrubs: Option<&Scrubs>,
     drills: &[Drill],
 ) -> Vec<BaseBackupState> {
     let state = |base: &BaseBackupSummary| BaseBackupState {
@@ -495,7 +519,7 @@ fn base_backup_states(
         end: base.end,
         committed_at: base.recorded_at,
         read_back: true,
-        scrubbed_at: scrubbed_at(scrubs, base.entry),
+        scrubbed_at: scrubs.and_then(|scrubs| scrubbed_at(scrubs, base.entry)),
         drilled_at: (drills.iter().rev())
             .find(|drill| drill.passed() && drill.base_backup == base.entry)
             .map(|drill| drill.ended_at),

@@ -163,6 +163,8 @@ struct Run<'a> {
     state: LineageState,
     scrubs: Scrubs,
     items: BTreeMap<Cursor, Item>,
+    /// Why the log of drills can't be read.
+    unreadable: Option<Error>,
     outcome: Outcome,
 }
 
@@ -180,6 +182,7 @@ impl<'a> Run<'a> {
             state,
             scrubs,
             items: BTreeMap::new(),
+            unreadable: None,
             outcome: Outcome::default(),
         };
         run.list().await?;
@@ -199,9 +202,18 @@ impl<'a> Run<'a> {
     /// Lists what is live. No listing of the store: everything is named.
     async fn list(&mut self) -> Result<()> {
         let id = self.lineage.id();
+        let drills = match self.lineage.drills().await {
+            Ok(drills) => drills.head(),
+            // No restore needs them; how many there are can't be told.
+            Err(error) if is_damage(&error) => {
+                self.unreadable = Some(error);
+                0
+            }
+            Err(error) => return Err(error),
+        };
         let logs = [
             (ObjectKind::Pin, self.lineage.pins().await?.head()),
-            (ObjectKind::Drill, self.lineage.drills().await?.head()),
+            (ObjectKind::Drill, drills),
             (ObjectKind::Scrub, self.scrubs.head()),
         ];
         for (kind, head) in logs {
@@ -286,9 +298,12 @@ impl<'a> Run<'a> {
     async fn look_again(&mut self) -> Result<()> {
         for damage in self.scrubs.damage().to_vec() {
             let item = (self.items.values()).find(|item| item.cursor.name == damage.object);
-            let found = match item {
-                Some(item) => self.look(item).await?,
-                None => None,
+            let found = match (item, &self.unreadable) {
+                (Some(item), _) => self.look(item).await?,
+                (None, Some(error)) if object_of(error).as_ref() == Some(&damage.object) => {
+                    continue;
+                }
+                (None, _) => None,
             };
             match found {
                 None => {
@@ -326,6 +341,13 @@ impl<'a> Run<'a> {
         let known: BTreeSet<String> = (self.scrubs.damage().iter())
             .map(|damage| damage.object.clone())
             .collect();
+        if let Some(error) = self.unreadable.take()
+            && let Some(object) = object_of(&error)
+            && !known.contains(&object)
+        {
+            let damage = self.damage(&object, &bad(error)?).await?;
+            self.note(damage).await?;
+        }
         let items = std::mem::take(&mut self.items);
         let total = items.values().map(|item| item.bytes).sum();
         let left = (items.values())
@@ -435,17 +457,7 @@ impl<'a> Run<'a> {
     }
 
     async fn look_at_entry(&self, name: &str, kind: ObjectKind, number: u64) -> Result<()> {
-        let view = fetch(&**self.lineage.store(), name, kind).await?;
-        let head = EntryHead::decode(view.head().clear())
-            .ok_or_else(|| view.head().damaged("its entry head is malformed"))?;
-        if head.number != number || head.owner != self.lineage.id().0 {
-            return Err(view.head().damaged(format!(
-                "it holds entry {} of {}",
-                head.number,
-                ObjectId(head.owner)
-            )));
-        }
-        view.authenticate(self.lineage.keys())
+        read_entry(self.lineage, name, kind, number).await
     }
 
     /// A checkpoint repeats entries, and one that was never written is made up for by them.
@@ -561,6 +573,62 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Reads and authenticates one entry of a row of numbered objects.
+async fn read_entry(lineage: &Lineage, name: &str, kind: ObjectKind, number: u64) -> Result<()> {
+    let view = fetch(&**lineage.store(), name, kind)
+        .await
+        .map_err(|error| error.named_by(format!("the row of lineage {}", lineage.id())))?;
+    let head = EntryHead::decode(view.head().clear())
+        .ok_or_else(|| view.head().damaged("its entry head is malformed"))?;
+    if head.number != number || head.owner != lineage.id().0 {
+        return Err(view.head().damaged(format!(
+            "it holds entry {} of {}",
+            head.number,
+            ObjectId(head.owner)
+        )));
+    }
+    view.authenticate(lineage.keys())
+}
+
+/// Reads every entry of the logs of pins, drills and scrubs; returns what is wrong with those of drills and
+/// scrubs that can't be read at all, too.
+pub(crate) async fn wrong_in_rows(lineage: &Lineage) -> Result<Vec<(String, Error)>> {
+    let mut wrong = Vec::new();
+    let heads = [
+        (
+            ObjectKind::Pin,
+            lineage.pins().await.map(|pins| pins.head()),
+        ),
+        (
+            ObjectKind::Drill,
+            lineage.drills().await.map(|drills| drills.head()),
+        ),
+        (
+            ObjectKind::Scrub,
+            lineage.scrubs().await.map(|scrubs| scrubs.head()),
+        ),
+    ];
+    for (kind, head) in heads {
+        let head = match head {
+            Ok(head) => head,
+            Err(error) if is_damage(&error) => {
+                let object = object_of(&error).unwrap_or_else(|| layout::lineage(lineage.id()));
+                wrong.push((object, error));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for number in 1..=head {
+            let name = numbered_name(lineage, kind, number);
+            match read_entry(lineage, &name, kind, number).await {
+                Err(error) if is_damage(&error) => wrong.push((name, error)),
+                other => other?,
+            }
+        }
+    }
+    Ok(wrong)
+}
+
 fn numbered_name(lineage: &Lineage, kind: ObjectKind, number: u64) -> String {
     match kind {
         ObjectKind::Drill => layout::drill(lineage.id(), number),
@@ -571,6 +639,13 @@ fn numbered_name(lineage: &Lineage, kind: ObjectKind, number: u64) -> String {
 
 fn is_damage(error: &Error) -> bool {
     error.kind() == ErrorKind::Damaged
+}
+
+fn object_of(error: &Error) -> Option<String> {
+    match error {
+        Error::Damaged { object, .. } | Error::Missing { object, .. } => Some(object.clone()),
+        _ => None,
+    }
 }
 
 fn span(head: &crate::object::ObjectHead, from: u32, to: u32) -> Result<u64> {

@@ -38,6 +38,7 @@ use crate::plan::{
     BaseBackupSummary, Coverage, LineageState, ObjectRef, PartialSummary, PieceSummary, Window,
     windows,
 };
+use crate::scrub::wrong_in_rows;
 use crate::{Error, Result, layout};
 
 /// Objects checked at a time. Memory of a deep check: this many packs or pieces, each with one frame
@@ -170,6 +171,20 @@ pub async fn verify_lineage(
             let affects = vec![format!("the next writer of lineage {}", lineage.id())];
             let object = layout::epoch(lineage.id(), summary.epoch);
             report.findings.push(finding(error, &object, affects)?);
+        }
+    }
+    if deep {
+        for (object, error) in wrong_in_rows(lineage).await? {
+            let affects = match () {
+                () if object.contains("/pins/") => format!("snapshots of lineage {}", lineage.id()),
+                () => format!(
+                    "what drills and scrubs of lineage {} have found",
+                    lineage.id()
+                ),
+            };
+            report
+                .findings
+                .push(finding(error, &object, vec![affects])?);
         }
     }
     report

@@ -144,7 +144,8 @@ pub async fn drill(
     let began = clock.elapsed();
     let prepared = match run.prepare(&named.name, &lineage).await {
         Ok(prepared) => prepared,
-        Err(error) if is_verdict(&error) => {
+        // Anything else is about the request, or about this machine.
+        Err(error) if error.kind() == ErrorKind::Damaged => {
             run.fail(error.to_string());
             return run.end(&named.name, &lineage, None).await;
         }

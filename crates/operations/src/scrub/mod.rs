@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use borealis_base::{ByteLen, ErrorKind, LineageId, Progress, Timestamp};
-use borealis_repository::Lineage;
 use borealis_repository::catalog::Cluster;
 use borealis_repository::plan::{Damage, LineageState, lost, lost_pins, windows};
 use borealis_repository::scrub::{Host, Outcome, scrub as scrub_lineage};
+use borealis_repository::{Lineage, layout};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -196,12 +196,18 @@ async fn one(
         }),
         // Nothing of the lineage can be read without what is damaged here.
         Err(error) if error.kind() == ErrorKind::Damaged => {
+            let object = object_of(&error).unwrap_or_else(|| layout::lineage(id));
+            let affects = if object.contains("/scrubs/") {
+                format!("what scrubs of lineage {id} have found, and no restore")
+            } else {
+                format!("all restores of lineage {id}")
+            };
             report.findings.push(ScrubFinding {
                 kind: "damaged",
-                object: object_of(&error).unwrap_or_else(|| format!("lineages/{id}/")),
+                object,
                 what: error.to_string(),
                 found_at: site.clock().now(),
-                affects: vec![format!("all restores of lineage {id}")],
+                affects: vec![affects],
             });
             Ok(report)
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use borealis_base::{Clock, Entropy, LineageId};
+use borealis_base::{Clock, Entropy, ErrorKind, LineageId};
 use borealis_keys::DataKeys;
 
 use crate::Result;
@@ -10,7 +10,7 @@ use crate::drills::Drills;
 use crate::ledger::{Context, LedgerReader, LedgerWriter, Opening, Shape};
 use crate::numbered::{Patience, Track, TrackName};
 use crate::pins::Pins;
-use crate::plan::LineageState;
+use crate::plan::{Damage, LineageState};
 use crate::scrubs::Scrubs;
 use crate::store::Store;
 
@@ -131,8 +131,21 @@ impl Lineage {
     /// be lost or damaged.
     pub async fn load_state(&self) -> Result<LineageState> {
         let mut state = self.load_stored_state().await?;
-        state.withdraw(self.scrubs().await?.damage());
+        state.withdraw(&self.known_damage().await?);
         Ok(state)
+    }
+
+    /// What scrubs have found lost or damaged. Where their own log is damaged, that is said, and nothing is known:
+    /// whoever restores authenticates what it reads in any case.
+    pub async fn known_damage(&self) -> Result<Vec<Damage>> {
+        match self.scrubs().await {
+            Ok(scrubs) => Ok(scrubs.damage().to_vec()),
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                tracing::warn!(%error, "what scrubs have found is not known");
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Everything the ledger and the pins say, whatever scrubs have found.

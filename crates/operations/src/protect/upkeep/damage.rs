@@ -26,7 +26,7 @@ impl KnownDamage {
 
     /// Reads it again.
     pub async fn refresh(&self) -> Result<()> {
-        let standing = self.lineage.scrubs().await?.damage().to_vec();
+        let standing = self.lineage.known_damage().await?;
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
         Ok(())
     }
