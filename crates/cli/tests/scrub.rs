@@ -268,11 +268,18 @@ async fn a_lost_log_piece_splits_the_window_and_a_base_backup_follows() {
     server.sql("CREATE TABLE t (id int, v text)").await;
     let mut protect = Protect::begin(&site, &["--scrub-every", "2s", "--drill-every", "off"]).await;
     protect.allow_in_log("a scrub found damage");
+    protect.allow_in_log("what the writer knows is repeated");
+    let before = site.objects();
     server.sql("INSERT INTO t SELECT g, string_agg(md5(random()::text), '') FROM generate_series(1, 200) g, generate_series(1, 40) GROUP BY g").await;
     site.wait_restorable(server.insert_position().await).await;
     site.ok(&["snapshot", "create", "behind"]).await;
     let (earliest, _) = window(&site).await;
-    let piece = largest(&site, "/ledger/");
+    let len = |name: &String| std::fs::metadata(path(&site, name)).unwrap().len();
+    let new = site
+        .objects()
+        .into_iter()
+        .filter(|name| name.contains("/ledger/") && !before.contains(name));
+    let piece = new.max_by_key(len).unwrap();
     std::fs::remove_file(path(&site, &piece)).unwrap();
     // Until a later entry repeats what the lost one said, nobody gets past it.
     let status = wait_until("a base backup behind the gap", DEADLINE, async || {

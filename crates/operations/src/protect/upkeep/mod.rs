@@ -17,7 +17,7 @@ use borealis_base::{ByteLen, ErrorKind, Timestamp};
 use borealis_repository::catalog::Cluster;
 use borealis_repository::ledger::EntryBody;
 use borealis_repository::plan::Damage;
-use borealis_repository::scrub::scrub;
+use borealis_repository::scrub::{Outcome, scrub};
 use borealis_repository::{Lineage, layout};
 use tokio_util::sync::CancellationToken;
 
@@ -145,41 +145,42 @@ impl Upkeep<'_> {
         {
             return Ok(due.since(clock.now()));
         }
+        let mut outcome = self.run_scrub(&lineage, own, every).await;
+        if let Err(error) = &outcome
+            && own
+            && error.kind() == ErrorKind::Damaged
+        {
+            // The writer knows what readers can't read any more, and repeats it.
+            tracing::error!(%error, "the ledger can't be read; what the writer knows is repeated");
+            let head = self.ledger.read(|state| state.head).await;
+            self.repeat(head).await?;
+            outcome = self.run_scrub(&lineage, own, every).await;
+        }
+        let outcome = outcome?;
+        tracing::info!(
+            lineage = %id, complete = outcome.complete, objects = outcome.objects,
+            bytes = %ByteLen(outcome.bytes), damaged = outcome.standing.len(), "scrub"
+        );
+        let due = due_at(&lineage, every).await?;
+        Ok(due.map_or(RETRY_PAUSE, |due| due.since(clock.now())))
+    }
+
+    /// Scrubs, and deals with what is found.
+    async fn run_scrub(&self, lineage: &Lineage, own: bool, every: Duration) -> Result<Outcome> {
         let rate = self.options.scrub_rate;
-        let host = InBackground::new(self.site, &lineage, every, rate, self.stop.clone());
-        let scrubbing = async {
-            let done = scrub(&lineage, &host, &borealis_base::NoProgress).await;
-            // What was found last is still to be dealt with.
-            tokio::task::yield_now().await;
-            done
-        };
+        let host = InBackground::new(self.site, lineage, every, rate, self.stop.clone());
         let outcome = tokio::select! {
-            outcome = scrubbing => outcome,
+            outcome = scrub(lineage, &host, &borealis_base::NoProgress) => outcome?,
             error = self.deal_with_news(&host, own) => return Err(error),
         };
         if own {
+            // What was found last, too.
             self.damage.refresh().await?;
             for damage in self.damage.all() {
                 self.deal_with(&damage).await?;
             }
         }
-        match outcome {
-            Ok(outcome) => {
-                tracing::info!(
-                    lineage = %id, complete = outcome.complete, objects = outcome.objects,
-                    bytes = %ByteLen(outcome.bytes), damaged = outcome.standing.len(), "scrub"
-                );
-                let due = due_at(&lineage, every).await?;
-                Ok(due.map_or(RETRY_PAUSE, |due| due.since(clock.now())))
-            }
-            // The writer knows what readers can't read any more, and repeats it.
-            Err(error) if own && error.kind() == ErrorKind::Damaged => {
-                let head = self.ledger.read(|state| state.head).await;
-                self.repeat(head).await?;
-                Err(error.into())
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(outcome)
     }
 
     /// Deals with what is found while a pass goes on, which may take days.
