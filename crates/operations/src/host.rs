@@ -88,7 +88,7 @@ pub fn load_per_processor() -> Option<f64> {
         .parse()
         .ok()?;
     let processors = std::thread::available_parallelism().ok()?;
-    Some(load / processors.get() as f64)
+    Some(load / f64::from(u32::try_from(processors.get()).ok()?))
 }
 
 /// This machine's name, for people.

@@ -119,12 +119,11 @@ pub async fn check(place: &Place<'_>) -> Result<Checked> {
         checked.databases += 1;
         match place.session(&name).await {
             Ok(session) => {
-                Database {
+                let database = Database {
                     name: &name,
                     link: &session,
-                }
-                .check(&mut checked)
-                .await?
+                };
+                database.check(&mut checked).await?;
             }
             Err(error) => checked.find(format!("database {name} can't be entered: {error}")),
         }

@@ -263,14 +263,14 @@ mod tests {
         std::fs::create_dir(&theirs).unwrap();
         let link = top.join(format!("{PREFIX}link"));
         std::os::unix::fs::symlink(&dead_path, &link).unwrap();
-        assert_eq!(removed(&top).await, [dead_path.clone()]);
+        assert_eq!(removed(&top).await, std::slice::from_ref(&dead_path));
         assert!(!dead_path.exists());
         for stays in [alive.path(), &kept, &copy, &theirs] {
             assert!(stays.exists(), "{}", stays.display());
         }
         assert!(link.symlink_metadata().is_ok());
         alive.remove(&SystemClock).await.unwrap();
-        assert_eq!(removed(&top).await, [PathBuf::new(); 0]);
+        assert!(removed(&top).await.is_empty());
     }
 
     #[tokio::test]

@@ -62,7 +62,7 @@ pub struct DrillSummary {
 }
 
 fn seconds(micros: u64) -> f64 {
-    micros as f64 / 1e6
+    Duration::from_micros(micros).as_secs_f64()
 }
 
 impl From<&Drill> for DrillSummary {
@@ -194,11 +194,11 @@ mod tests {
     #[test]
     fn a_failed_an_old_and_a_missed_drill_are_complained_about() {
         let passed = drill(1, DrillOutcome::Passed);
-        assert_eq!(told(&[passed.clone()], 15), "");
+        assert_eq!(told(std::slice::from_ref(&passed), 15), "");
         assert!(
-            told(&[passed.clone()], 16).contains("the last drill began 15d ago"),
+            told(std::slice::from_ref(&passed), 16).contains("the last drill began 15d ago"),
             "{}",
-            told(&[passed.clone()], 16)
+            told(std::slice::from_ref(&passed), 16)
         );
         assert_eq!(told(&[], 14), "");
         assert!(told(&[], 15).contains("no drill was ever run"));

@@ -42,16 +42,7 @@ impl Pace {
 
     /// Waits for as long as `bytes` take at this rate, less what has passed already. False once it is to stop.
     pub async fn spend(&self, bytes: u64) -> bool {
-        let wait = {
-            let now = self.clock.elapsed();
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(rate) = state.rate {
-                let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
-                // What was not used up before is not saved up.
-                state.free_at = state.free_at.max(now.saturating_sub(takes)) + takes;
-            }
-            state.free_at.saturating_sub(now)
-        };
+        let wait = self.wait_for(bytes);
         if !wait.is_zero() {
             tokio::select! {
                 () = self.stop.cancelled() => {}
@@ -60,6 +51,19 @@ impl Pace {
         }
         !self.stop.is_cancelled()
     }
+
+    /// How long to wait once `bytes` were read.
+    fn wait_for(&self, bytes: u64) -> Duration {
+        let now = self.clock.elapsed();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rate) = state.rate {
+            let micros = u128::from(bytes) * 1_000_000 / u128::from(rate);
+            let takes = Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX));
+            // Time in which nothing was read is not saved up.
+            state.free_at = state.free_at.max(now.saturating_sub(takes)) + takes;
+        }
+        state.free_at.saturating_sub(now)
+    }
 }
 
 #[cfg(test)]
@@ -67,27 +71,25 @@ mod tests {
     use super::*;
     use borealis_base::{ManualClock, Timestamp};
 
-    #[tokio::test(start_paused = true)]
-    async fn bytes_pass_at_the_rate_and_idle_time_is_not_saved_up() {
+    #[test]
+    fn bytes_pass_at_the_rate_and_idle_time_is_not_saved_up() {
         let clock = Arc::new(ManualClock::new(Timestamp(0)));
-        let pace = Pace::new(
-            clock.clone(),
-            Some(ByteLen(1_000)),
-            CancellationToken::new(),
-        );
-        let spend = async |bytes| {
-            let before = tokio::time::Instant::now();
-            assert!(pace.spend(bytes).await);
-            let waited = before.elapsed();
-            clock.advance(waited);
-            waited
+        let stop = CancellationToken::new();
+        let pace = Pace::new(clock.clone(), Some(ByteLen(1_000)), stop.clone());
+        let spend = |bytes| {
+            let wait = pace.wait_for(bytes);
+            clock.advance(wait);
+            wait
         };
-        // The first one was read before anything was due.
-        assert_eq!(spend(2_000).await, Duration::from_secs(2));
-        assert_eq!(spend(500).await, Duration::from_millis(500));
+        assert_eq!(spend(2_000), Duration::from_secs(2));
+        assert_eq!(spend(500), Duration::from_millis(500));
         clock.advance(Duration::from_secs(3600));
-        assert_eq!(spend(4_000).await, Duration::ZERO);
-        assert_eq!(spend(1_000).await, Duration::from_secs(1));
+        assert_eq!(spend(4_000), Duration::ZERO);
+        assert_eq!(spend(1_000), Duration::from_secs(1));
+        pace.set(ByteLen(2_000));
+        assert_eq!(spend(1_000), Duration::from_millis(500));
+        let free = Pace::new(clock.clone(), None, stop);
+        assert_eq!(free.wait_for(u64::MAX), Duration::ZERO);
     }
 
     #[tokio::test]
