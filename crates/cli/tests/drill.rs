@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use borealis_testkit::program::{CLUSTER, DEADLINE};
 use borealis_testkit::server::ServerOptions;
-use borealis_testkit::{Protect, Site, TestServer, wait_until};
+use borealis_testkit::{Protect, Site, SmallDisk, TestServer, wait_until};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_borealis");
@@ -45,6 +45,17 @@ fn number(value: &Value, field: &str) -> f64 {
 async fn a_drill_restores_a_random_point_measures_it_and_leaves_nothing() {
     let server = TestServer::start(ServerOptions::default()).await;
     let site = Site::init_as_server_user(PROGRAM, &server).await;
+    // Its place is the source's own; the drill has one of its own.
+    let place = server.scratch("space");
+    server
+        .sql(&format!(
+            "CREATE TABLESPACE space LOCATION '{}'",
+            place.display()
+        ))
+        .await;
+    server
+        .sql("CREATE TABLE far TABLESPACE space AS SELECT generate_series(1, 50) AS id")
+        .await;
     backed_up(&site, &server).await;
     site.ok(&["snapshot", "create", "now", "--at", "latest"])
         .await;
@@ -64,7 +75,7 @@ async fn a_drill_restores_a_random_point_measures_it_and_leaves_nothing() {
     assert!(parts.iter().all(|seconds| *seconds > 0.0), "{drill:#}");
     assert!((parts.iter().sum::<f64>() - number(&drill, "recovery_seconds")).abs() < 1e-3);
     assert!(number(&drill, "loss_window_seconds") >= 0.0);
-    assert_eq!(left(&scratch), [PathBuf::new(); 0]);
+    assert!(left(&scratch).is_empty(), "{:?}", left(&scratch));
     // The same seed is the same point, while the window is the same.
     let seed = drill["seed"].to_string();
     let again = site
@@ -131,7 +142,7 @@ async fn a_drill_finds_an_index_that_lacks_the_rows_of_its_table() {
         1,
         "{report:#}"
     );
-    assert_eq!(left(&scratch), [PathBuf::new(); 0]);
+    assert!(left(&scratch).is_empty(), "{:?}", left(&scratch));
     let status = site.ok(&["status"]).await;
     assert!(
         status.contains("THE LAST DRILL FAILED") && status.contains("public.broken"),
@@ -139,6 +150,27 @@ async fn a_drill_finds_an_index_that_lacks_the_rows_of_its_table() {
     );
     let status = site.status().await.unwrap();
     assert_eq!(status["base_backup_states"][0]["drilled_at"], Value::Null);
+}
+
+#[test]
+fn a_drill_without_room_is_refused_before_anything_is_written() {
+    let name = "a_drill_without_room_is_refused_before_anything_is_written";
+    let Some(disk) = SmallDisk::enter(name, "64m") else {
+        return;
+    };
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let server = TestServer::start(ServerOptions::default()).await;
+        let site = Site::init(PROGRAM, &server).await;
+        backed_up(&site, &server).await;
+        let scratch = disk.path().display().to_string();
+        let refused = site.run(&["drill", "--scratch", &scratch]).await.expect(3);
+        assert!(
+            refused.stderr.contains("free") && refused.stderr.contains("--scratch"),
+            "{refused}"
+        );
+        assert!(left(&scratch).is_empty(), "{:?}", left(&scratch));
+        assert_eq!(site.status().await.unwrap()["last_drill"], Value::Null);
+    });
 }
 
 /// The process of the server of a drill below `scratch`, once it runs.
@@ -264,7 +296,7 @@ async fn a_damaged_backup_fails_its_drill() {
         failed["reason"].as_str().unwrap().contains(&pack),
         "{failed:#}"
     );
-    assert_eq!(left(&scratch), [PathBuf::new(); 0]);
+    assert!(left(&scratch).is_empty(), "{:?}", left(&scratch));
     let last = &site.status().await.unwrap()["last_drill"];
     assert_eq!(last["result"], "failed");
     assert!(last["base_backup_entry"].as_u64().unwrap() > 0, "{last:#}");

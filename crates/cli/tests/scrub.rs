@@ -347,3 +347,49 @@ async fn on_an_empty_machine_the_repository_and_the_key_suffice() {
     let home: Vec<_> = std::fs::read_dir(empty.path()).unwrap().collect();
     assert!(home.is_empty(), "something was left there: {home:?}");
 }
+
+/// Run as the server's own user where the tests run as root, whom no right stops.
+#[tokio::test]
+async fn with_the_right_to_read_alone_everything_that_reads_works() {
+    let server = TestServer::start(ServerOptions::default()).await;
+    let site = Site::init_as_server_user(PROGRAM, &server).await;
+    server
+        .sql("CREATE TABLE t AS SELECT generate_series(1, 100) AS id")
+        .await;
+    site.ok(&["protect", "--cluster", CLUSTER, "--once"]).await;
+    site.ok(&["snapshot", "create", "one", "--at", "latest"])
+        .await;
+    let set = |mode: &str| {
+        let status = std::process::Command::new("chmod")
+            .args(["-R", mode])
+            .arg(site.repository())
+            .status();
+        assert!(status.unwrap().success());
+    };
+    set("a-w");
+    let before = site.objects();
+    for arguments in [
+        &["status"][..],
+        &["snapshot", "list"],
+        &["verify", "--deep"],
+        &["find"],
+    ] {
+        site.ok(arguments).await;
+    }
+    let target = site.target("restored");
+    site.ok(&["restore", "--to", "snapshot:one", "--target-dir", &target])
+        .await;
+    let scratch = site.target("scratch");
+    let drill = site.run(&["drill", "--scratch", &scratch]).await.expect(0);
+    let _ = drill.says("passed").says("not recorded");
+    let scrub = site.run(&["scrub"]).await.expect(0);
+    let _ = scrub.says("sound").says("not recorded");
+    assert_eq!(site.objects(), before);
+    set("u+w");
+    let pack = largest(&site, "/packs/");
+    flip(&site, &pack);
+    set("a-w");
+    let found = site.run(&["scrub"]).await.expect(6);
+    let _ = found.says(&pack).says("not recorded");
+    set("u+w");
+}

@@ -26,7 +26,7 @@ use crate::pages::manifest::Manifest;
 use crate::pages::map::Location;
 use crate::pages::pack::blocking;
 use crate::pages::partial::PartialManifest;
-use crate::plan::{Damage, Fault, LineageState, ObjectRef, Part, PieceSummary};
+use crate::plan::{Damage, Fault, LineageState, ObjectRef, Part};
 use crate::scrubs::{Cursor, Pass, Scrubs};
 use crate::verify::{base_backup, verify_manifest_object, verify_piece};
 use crate::{Error, Result};
@@ -93,7 +93,8 @@ enum Thing {
     Epoch(u64),
     Checkpoint,
     Entry(u64),
-    Piece(PieceSummary),
+    /// By its place among the log pieces.
+    Piece(usize),
     Manifest(ObjectRef),
     Pack(ObjectRef, u32),
 }
@@ -238,17 +239,21 @@ impl<'a> Run<'a> {
                 self.add(SECTION_SMALL, name, 0, Thing::Checkpoint);
             }
         }
-        let pieces: BTreeMap<u64, PieceSummary> = (self.state.pieces.iter())
-            .map(|piece| (piece.entry, piece.clone()))
+        let pieces: BTreeMap<u64, (usize, u64)> = (self.state.pieces.iter().enumerate())
+            // Of a piece whose range was withdrawn nothing is promised any more.
+            .filter(|(_, piece)| !self.state.is_withdrawn(piece))
+            .map(|(place, piece)| (piece.entry, (place, piece.stored_bytes)))
+            .collect();
+        let withdrawn: BTreeSet<u64> = (self.state.pieces.iter())
+            .filter(|piece| self.state.is_withdrawn(piece))
+            .map(|piece| piece.entry)
             .collect();
         for number in lowest..=self.state.head {
             let name = layout::entry(id, number);
             match pieces.get(&number) {
-                // Of a piece whose range was withdrawn nothing is promised any more.
-                Some(piece) if self.state.is_withdrawn(piece) => {}
-                Some(piece) => {
-                    let bytes = piece.stored_bytes;
-                    self.add(SECTION_LEDGER, name, bytes, Thing::Piece(piece.clone()));
+                _ if withdrawn.contains(&number) => {}
+                Some((place, bytes)) => {
+                    self.add(SECTION_LEDGER, name, *bytes, Thing::Piece(*place))
                 }
                 None => self.add(SECTION_LEDGER, name, 0, Thing::Entry(number)),
             }
@@ -446,7 +451,10 @@ impl<'a> Run<'a> {
             }
             Thing::Epoch(epoch) => self.reader.check_epoch(*epoch).await,
             Thing::Checkpoint => self.look_at_checkpoint(&item.cursor.name).await,
-            Thing::Piece(piece) => verify_piece(&self.fetcher, &self.state, piece, true).await,
+            Thing::Piece(place) => match self.state.pieces.get(*place) {
+                Some(piece) => verify_piece(&self.fetcher, &self.state, piece, true).await,
+                None => Ok(()),
+            },
             Thing::Manifest(object) => self.look_at_manifest(object).await,
             Thing::Pack(object, frames) => return self.look_at_pack(object, *frames).await,
         };

@@ -35,6 +35,11 @@ const SOCKET_BYTES_MAX: usize = 107;
 /// How long the server of a drill may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How often the directory of a drill that ends is removed before it is left to the next one.
+const REMOVALS_MAX: u32 = 30;
+/// The pause between.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Mark {
     /// Where the directory is. A copy of it is not ours.
@@ -125,6 +130,17 @@ impl Scratch {
     /// Stops the server and removes everything.
     pub async fn remove(self, clock: &dyn Clock) -> Result<()> {
         stop_server(&self.data(), clock).await?;
+        // What a drill that is given up was just writing may come after it was looked for.
+        for _ in 1..REMOVALS_MAX {
+            match remove_all(&self.path) {
+                Err(error) => {
+                    tracing::debug!(%error, "the directory of the drill is removed again")
+                }
+                Ok(()) => return Ok(()),
+            }
+            tokio::time::sleep(REMOVAL_PAUSE).await;
+            stop_server(&self.data(), clock).await?;
+        }
         remove_all(&self.path)
     }
 
@@ -153,8 +169,12 @@ fn remove_all(path: &Path) -> Result<()> {
         }
     }
     let mark = path.join(MARK);
-    std::fs::remove_file(&mark).at("remove", &mark)?;
-    std::fs::remove_dir(path).at("remove", path)
+    match std::fs::remove_file(&mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).at("remove", &mark);
+        }
+        _ => std::fs::remove_dir(path).at("remove", path),
+    }
 }
 
 /// The first process of the server that runs on `data`. Process numbers are used again, so that only one that

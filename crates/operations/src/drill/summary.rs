@@ -196,7 +196,7 @@ mod tests {
         let passed = drill(1, DrillOutcome::Passed);
         assert_eq!(told(std::slice::from_ref(&passed), 15), "");
         assert!(
-            told(std::slice::from_ref(&passed), 16).contains("the last drill began 15d ago"),
+            told(std::slice::from_ref(&passed), 16).contains("the last drill began 15 d"),
             "{}",
             told(std::slice::from_ref(&passed), 16)
         );

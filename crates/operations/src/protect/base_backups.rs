@@ -236,6 +236,10 @@ fn usable(state: &LineageState, damage: &[Damage], branch: Branch) -> Option<Bas
     if (damage.iter()).any(|damage| damage.base_backups.contains(&last.entry)) {
         return None;
     }
+    if damage.is_empty() {
+        // Looked at each second: no copy for nothing.
+        return is_after_gaps(&way, state, last.start).then(|| last.clone());
+    }
     let mut relied_on = state.clone();
     relied_on.withdraw(damage);
     is_after_gaps(&way, &relied_on, last.start).then(|| last.clone())

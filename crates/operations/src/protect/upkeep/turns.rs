@@ -58,12 +58,11 @@ mod tests {
         let turns = Turns::default();
         let drill = turns.drill().expect("nobody else is there");
         assert!(turns.drill().is_none());
-        let patience = Duration::from_secs(60);
+        let (early, patience) = (Duration::from_secs(59), Duration::from_secs(60));
         let base_backup = async {
             let _turn = turns.base_backup(patience).await;
         };
         let drill = async {
-            let early = patience - Duration::from_secs(1);
             assert!(timeout(early, turns.wanted()).await.is_err());
             let late = timeout(Duration::from_secs(2), turns.wanted()).await;
             late.expect("it is to be given up by now");
