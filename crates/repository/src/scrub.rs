@@ -9,6 +9,9 @@
 //! scrub that was killed reads at most that much again. A store that gives no answer ends the run with an error:
 //! not having looked is no finding.
 
+mod rows;
+mod uses;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,17 +22,18 @@ use borealis_base::{ErrorKind, ObjectId, Progress, Unit};
 use crate::catalog::Lineage;
 use crate::layout;
 use crate::ledger::LedgerReader;
-use crate::numbered::EntryHead;
 use crate::object::{END_MAGIC, ObjectKind, TRAILER_BYTES, fetch, fetch_frames, fetch_head};
 use crate::pages::fetch::{Fetcher, check_identity, object_name};
-use crate::pages::manifest::Manifest;
-use crate::pages::map::Location;
 use crate::pages::pack::blocking;
-use crate::pages::partial::PartialManifest;
 use crate::plan::{Damage, Fault, LineageState, ObjectRef, Part};
 use crate::scrubs::{Cursor, Pass, Scrubs};
 use crate::verify::{base_backup, verify_manifest_object, verify_piece};
 use crate::{Error, Result};
+use rows::{numbered_name, read_entry};
+use uses::{load, users};
+
+pub(crate) use rows::wrong_in_rows;
+pub use uses::{InFrames, pages_in, partial_pages_in};
 
 /// How often progress is recorded.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_hours(1);
@@ -581,70 +585,6 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Reads and authenticates one entry of a row of numbered objects.
-async fn read_entry(lineage: &Lineage, name: &str, kind: ObjectKind, number: u64) -> Result<()> {
-    let view = fetch(&**lineage.store(), name, kind)
-        .await
-        .map_err(|error| error.named_by(format!("the row of lineage {}", lineage.id())))?;
-    let head = EntryHead::decode(view.head().clear())
-        .ok_or_else(|| view.head().damaged("its entry head is malformed"))?;
-    if head.number != number || head.owner != lineage.id().0 {
-        return Err(view.head().damaged(format!(
-            "it holds entry {} of {}",
-            head.number,
-            ObjectId(head.owner)
-        )));
-    }
-    view.authenticate(lineage.keys())
-}
-
-/// Reads every entry of the logs of pins, drills and scrubs; returns what is wrong with those of drills and
-/// scrubs that can't be read at all, too.
-pub(crate) async fn wrong_in_rows(lineage: &Lineage) -> Result<Vec<(String, Error)>> {
-    let mut wrong = Vec::new();
-    let heads = [
-        (
-            ObjectKind::Pin,
-            lineage.pins().await.map(|pins| pins.head()),
-        ),
-        (
-            ObjectKind::Drill,
-            lineage.drills().await.map(|drills| drills.head()),
-        ),
-        (
-            ObjectKind::Scrub,
-            lineage.scrubs().await.map(|scrubs| scrubs.head()),
-        ),
-    ];
-    for (kind, head) in heads {
-        let head = match head {
-            Ok(head) => head,
-            Err(error) if is_damage(&error) => {
-                let object = object_of(&error).unwrap_or_else(|| layout::lineage(lineage.id()));
-                wrong.push((object, error));
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        for number in 1..=head {
-            let name = numbered_name(lineage, kind, number);
-            match read_entry(lineage, &name, kind, number).await {
-                Err(error) if is_damage(&error) => wrong.push((name, error)),
-                other => other?,
-            }
-        }
-    }
-    Ok(wrong)
-}
-
-fn numbered_name(lineage: &Lineage, kind: ObjectKind, number: u64) -> String {
-    match kind {
-        ObjectKind::Drill => layout::drill(lineage.id(), number),
-        ObjectKind::Scrub => layout::scrub(lineage.id(), number),
-        _ => layout::pin(lineage.id(), number),
-    }
-}
-
 fn is_damage(error: &Error) -> bool {
     error.kind() == ErrorKind::Damaged
 }
@@ -682,130 +622,4 @@ fn broken_frames(
         }
     }
     Ok(broken)
-}
-
-/// A manifest, whole or partial.
-async fn load(fetcher: &Fetcher, object: &ObjectRef, partial: bool) -> Result<Loaded> {
-    Ok(if partial {
-        Loaded::Partial(Box::new(PartialManifest::load(fetcher, object).await?))
-    } else {
-        Loaded::Whole(Box::new(Manifest::load(fetcher, object).await?))
-    })
-}
-
-enum Loaded {
-    Whole(Box<Manifest>),
-    Partial(Box<PartialManifest>),
-}
-
-impl std::ops::Deref for Loaded {
-    type Target = Manifest;
-    fn deref(&self) -> &Manifest {
-        match self {
-            Self::Whole(manifest) => manifest,
-            Self::Partial(partial) => partial.manifest(),
-        }
-    }
-}
-
-/// The entries of the base backups, partial ones included, that need `part`.
-async fn users(fetcher: &Fetcher, state: &LineageState, part: &Part) -> Result<Vec<u64>> {
-    if matches!(part, Part::LogPiece(_) | Part::Other) {
-        return Ok(Vec::new());
-    }
-    let whole = state.base_backups.iter();
-    let whole = whole.map(|base| (base.entry, base.manifest, false));
-    let partial = state.partial.iter();
-    let partial = partial.map(|partial| (partial.entry, partial.manifest, true));
-    let mut users = Vec::new();
-    for (entry, object, partial) in whole.chain(partial) {
-        if matches!(part, Part::Manifest(id) if *id == object.object) {
-            users.push(entry);
-            continue;
-        }
-        let manifest = match load(fetcher, &object, partial).await {
-            Ok(manifest) => manifest,
-            // It is damage of its own.
-            Err(error) if is_damage(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        let needs = match part {
-            Part::Manifest(id) => {
-                (manifest.parts().iter()).any(|part| part.handle.object.object == *id)
-            }
-            Part::Pack(id, frames) => !pages_in(fetcher, &manifest, *id, frames).await?.is_empty(),
-            Part::LogPiece(_) | Part::Other => false,
-        };
-        if needs {
-            users.push(entry);
-        }
-    }
-    Ok(users)
-}
-
-/// What of a base backup lies in some frames of a pack.
-#[derive(Debug, Clone, Default)]
-pub struct InFrames {
-    /// Pages: (page file, first page, count).
-    pub pages: Vec<(u32, u32, u32)>,
-    /// Names of blobs.
-    pub blobs: Vec<String>,
-}
-
-impl InFrames {
-    /// Whether nothing does.
-    pub fn is_empty(&self) -> bool {
-        self.pages.is_empty() && self.blobs.is_empty()
-    }
-}
-
-/// The same of a partial base backup.
-pub async fn partial_pages_in(
-    fetcher: &Fetcher,
-    partial: &PartialManifest,
-    pack: ObjectId,
-    frames: &[u32],
-) -> Result<InFrames> {
-    pages_in(fetcher, partial.manifest(), pack, frames).await
-}
-
-/// What of `manifest` lies in `frames` of pack `pack`; in any of its frames if none are named. A part of the
-/// page map that can't be read counts as no page: the manifest is then damaged itself.
-pub async fn pages_in(
-    fetcher: &Fetcher,
-    manifest: &Manifest,
-    pack: ObjectId,
-    frames: &[u32],
-) -> Result<InFrames> {
-    let mut found = InFrames::default();
-    let table = manifest.packs();
-    if !table.values().any(|entry| entry.object.object == pack) {
-        return Ok(found);
-    }
-    let is_hit = |number: &u32, frame: u32| {
-        table
-            .get(number)
-            .is_some_and(|entry| entry.object.object == pack)
-            && (frames.is_empty() || frames.contains(&frame))
-    };
-    for index in 0..manifest.parts().len() {
-        let runs = match manifest.load_part(fetcher, index).await {
-            Ok(runs) => runs,
-            Err(error) if is_damage(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        for run in runs {
-            if let Location::Frame { pack, frame } = run.at
-                && is_hit(&pack, frame)
-            {
-                found.pages.push((run.file, run.first, run.count));
-            }
-        }
-    }
-    for blob in &manifest.files().blobs {
-        if (blob.chunks.iter()).any(|chunk| is_hit(&chunk.pack, chunk.frame)) {
-            found.blobs.push(blob.name.clone());
-        }
-    }
-    Ok(found)
 }

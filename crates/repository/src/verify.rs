@@ -175,13 +175,7 @@ pub async fn verify_lineage(
     }
     if deep {
         for (object, error) in wrong_in_rows(lineage).await? {
-            let affects = match () {
-                () if object.contains("/pins/") => format!("snapshots of lineage {}", lineage.id()),
-                () => format!(
-                    "what drills and scrubs of lineage {} have found",
-                    lineage.id()
-                ),
-            };
+            let affects = format!("snapshots, or what drills and scrubs have found, of {name}");
             report
                 .findings
                 .push(finding(error, &object, vec![affects])?);

@@ -163,24 +163,19 @@ pub async fn drill(
         outcome = run.restore_and_check(&scratch, prepared, progress) => outcome,
         () = stop.cancelled() => Err(Error::new(ErrorKind::Interrupted, "the drill was given up on request")),
     };
-    let interrupted = match outcome {
-        Ok(()) => None,
-        Err(error) if is_verdict(&error) => {
-            run.fail(error.to_string());
-            None
-        }
-        Err(error) => Some(error),
-    };
-    let kept = if options.keep && interrupted.is_none() {
+    // What failed is what one wants to look at.
+    let ended = outcome.as_ref().map_or_else(is_verdict, |()| true);
+    let kept = if options.keep && ended {
         Some(scratch.keep(&*clock).await?)
     } else {
         scratch.remove(&*clock).await?;
         None
     };
-    match interrupted {
-        Some(error) => Err(error),
-        None => run.end(&named.name, &lineage, kept).await,
+    match outcome {
+        Err(error) if is_verdict(&error) => run.fail(error.to_string()),
+        other => other?,
     }
+    run.end(&named.name, &lineage, kept).await
 }
 
 /// Whether an error says something about the backup, and not about this machine, this moment or this request.
