@@ -257,7 +257,7 @@ impl<'a> Run<'a> {
             match pieces.get(&number) {
                 _ if withdrawn.contains(&number) => {}
                 Some((place, bytes)) => {
-                    self.add(SECTION_LEDGER, name, *bytes, Thing::Piece(*place))
+                    self.add(SECTION_LEDGER, name, *bytes, Thing::Piece(*place));
                 }
                 None => self.add(SECTION_LEDGER, name, 0, Thing::Entry(number)),
             }

@@ -134,7 +134,7 @@ impl Scratch {
         for _ in 1..REMOVALS_MAX {
             match remove_all(&self.path) {
                 Err(error) => {
-                    tracing::debug!(%error, "the directory of the drill is removed again")
+                    tracing::debug!(%error, "the directory of the drill is removed again");
                 }
                 Ok(()) => return Ok(()),
             }
@@ -171,7 +171,7 @@ fn remove_all(path: &Path) -> Result<()> {
     let mark = path.join(MARK);
     match std::fs::remove_file(&mark) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).at("remove", &mark);
+            Err(error).at("remove", &mark)
         }
         _ => std::fs::remove_dir(path).at("remove", path),
     }
