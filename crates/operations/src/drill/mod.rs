@@ -453,6 +453,10 @@ fn isolation(
         ("synchronous_standby_names", ""),
         ("max_logical_replication_workers", "0"),
         ("autovacuum", "off"),
+        // The source's may be most of a machine's memory, and this may be the source's machine.
+        ("shared_buffers", "128MB"),
+        ("huge_pages", "off"),
+        ("maintenance_work_mem", "128MB"),
     ];
     // Login triggers run code of the database (17 and later).
     if major >= 17 {
@@ -487,6 +491,7 @@ mod tests {
             ("unix_socket_directories", "/x/s"),
             ("archive_mode", "off"),
             ("max_logical_replication_workers", "0"),
+            ("shared_buffers", "128MB"),
             ("shared_preload_libraries", ""),
             ("cluster_name", "main drill"),
         ] {

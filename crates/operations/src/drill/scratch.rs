@@ -103,6 +103,8 @@ impl Scratch {
                 .at("give away", &sockets)?;
             // The server's user has to get through, and nobody else need look in.
             make_directory(&scratch.path, 0o711)?;
+        } else {
+            make_directory(&scratch.path, 0o700)?;
         }
         Ok(scratch)
     }
