@@ -121,6 +121,10 @@ pub enum Command {
     Find(Find),
     /// Restore a cluster to a moment, a position or a snapshot, into a new directory
     Restore(Restore),
+    /// Try a restore: into a scratch directory, started, checked, measured, recorded and removed
+    Drill(Drill),
+    /// Read everything that the repository holds, at a bounded rate, and tell what is lost or damaged
+    Scrub(Scrub),
     /// Name a moment to keep
     Snapshot(Snapshot),
     /// Check that what the repository holds can be restored
@@ -202,6 +206,33 @@ pub struct Protect {
     /// what was stored before stays restorable. Without effect for the server that is protected already
     #[arg(long)]
     pub new_lineage: bool,
+    /// Try a restore this often, in the background and at a quiet moment; off for never
+    #[arg(long, value_name = "TIME|off", default_value = "7d", value_parser = parse_every)]
+    pub drill_every: Every,
+    /// Below which directory drills are run [default: /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub drill_dir: Option<PathBuf>,
+    /// Read everything that the repository holds of the cluster within this time; off for never
+    #[arg(long, value_name = "TIME|off", default_value = "30d", value_parser = parse_every)]
+    pub scrub_every: Every,
+    /// How much of it is read a second at most
+    #[arg(long, value_name = "SIZE", default_value = "16MiB")]
+    pub scrub_rate: ByteLen,
+}
+
+/// How often something is done, if at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Every(pub Option<Duration>);
+
+fn parse_every(text: &str) -> Result<Every, String> {
+    if text == "off" {
+        return Ok(Every(None));
+    }
+    match parse_duration(text) {
+        Ok(every) if every.is_zero() => Err("zero is too often; write off for never".to_owned()),
+        Ok(every) => Ok(Every(Some(every))),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// What goes first when the two conflict.
@@ -304,6 +335,63 @@ pub struct Restore {
     /// Print the plan and do nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `borealis drill`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    borealis drill --cluster sales\n  \
+    borealis drill --cluster sales --to snapshot:before-upgrade --scratch /srv/scratch\n\n\
+    It ends with 0 if the drill passed and with 6 if it failed; either is recorded in the repository.")]
+pub struct Drill {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// What to restore to: random, or what restore --to takes
+    #[arg(long, value_name = "TARGET", default_value = "random")]
+    pub to: String,
+    /// The number that chooses a random point [default: a random one, which is printed]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// An earlier lineage of the cluster, by its identifier or the beginning of that [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub lineage: Option<String>,
+    /// Below which directory it is restored
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    pub scratch: PathBuf,
+    /// Leave the restored directory, its server stopped
+    #[arg(long)]
+    pub keep: bool,
+    /// Load the libraries that the configuration names; some extensions' log can't be replayed without
+    #[arg(long)]
+    pub keep_libraries: bool,
+    /// The system user who runs the server, when run as root [default: postgres]
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<String>,
+    /// Give way to other processes: 0 not at all, 19 most
+    #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub nice: u8,
+    /// How often drills are run; given by protect
+    #[arg(long, hide = true, value_name = "SECONDS")]
+    pub scheduled_every: Option<u64>,
+}
+
+/// `borealis scrub`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    borealis scrub --cluster sales --rate 20MiB\n  \
+    borealis scrub --full-every 30\n\n\
+    It goes on where the last one was, and ends with 0 if everything is sound and with 6 if something is lost or damaged.")]
+pub struct Scrub {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// How much is read a second at most, such as 20MiB [default: as fast as it can]
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<ByteLen>,
+    /// Read nothing of what was last read in full less than this many days ago
+    #[arg(long, value_name = "DAYS")]
+    pub full_every: Option<u64>,
 }
 
 /// `borealis snapshot`.

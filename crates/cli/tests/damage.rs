@@ -95,6 +95,13 @@ async fn written() -> Site {
     server.sql("DELETE FROM t WHERE id < 1000").await;
     site.wait_restorable(server.insert_position().await).await;
     protect.stop().await;
+    // The last entry of a row can go without a trace; the one before it cannot.
+    let scratch = site.target("scratch");
+    for _ in 0..2 {
+        site.ok(&["drill", "--scratch", &scratch, "--to", "snapshot:one"])
+            .await;
+        site.ok(&["scrub"]).await;
+    }
     site
 }
 
@@ -171,6 +178,8 @@ async fn objects(site: &Site) -> Vec<Object> {
         object("pack", pack, other_pack, always),
         object("epoch", layout::epoch(id, 1), layout::epoch(id, 2), perhaps),
         object("snapshot", layout::pin(id, 1), layout::epoch(id, 1), always),
+        object("drill", layout::drill(id, 1), layout::drill(id, 2), perhaps),
+        object("scrub", layout::scrub(id, 1), layout::scrub(id, 2), perhaps),
     ]
 }
 

@@ -324,3 +324,16 @@ async fn the_runbook_of_a_lost_key_goes_on_with_the_second_one_or_a_new_reposito
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runbook_of_damage_holds_where_there_is_none() {
+    let (server, site) = shop().await;
+    Protect::begin(&site, &[]).await.stop().await;
+    let page = Page::open("runbooks/damage.md", &site, &server);
+    let scratch = page.work.join("scratch");
+    page.follow(async |_, _| false).await;
+    let kept: Vec<_> = std::fs::read_dir(scratch).unwrap().collect();
+    assert_eq!(kept.len(), 1, "what was to be kept: {kept:?}");
+    let status = site.status().await.unwrap();
+    assert_eq!(status["last_drill"]["result"], "passed", "{status:#}");
+}

@@ -63,6 +63,39 @@ impl ProcessIdentity {
     }
 }
 
+/// Makes this process, and what it starts from now on, give way to others: 0 as others, 19 at most. To be called
+/// before there are other threads, which keep what they had (`setpriority(2)`).
+pub fn be_nice(niceness: u8) -> Result<()> {
+    let failed = |error: rustix::io::Errno| {
+        Error::new(
+            ErrorKind::Refused,
+            format!("give way to other processes: {error}"),
+        )
+    };
+    let wanted = i32::from(niceness.min(19));
+    // What gives way already may not be made to give way less.
+    if rustix::process::getpriority_process(None).map_err(failed)? >= wanted {
+        return Ok(());
+    }
+    rustix::process::setpriority_process(None, wanted).map_err(failed)
+}
+
+/// The load of the last minute by processor; `None` where Linux does not tell.
+pub fn load_per_processor() -> Option<f64> {
+    let load: f64 = read("/proc/loadavg")?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()?;
+    let processors = std::thread::available_parallelism().ok()?;
+    Some(load / f64::from(u32::try_from(processors.get()).ok()?))
+}
+
+/// This machine's name, for people.
+pub fn name() -> String {
+    read("/proc/sys/kernel/hostname").unwrap_or_else(|| "unknown".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,17 +7,21 @@
 //! - restore ([`restore`]): moment → position → base backup and log → files, control file last → recovery
 //!   → ready. [`wal_fetch`] answers the recovering server.
 //! - [`find`]: log indexes and names → what was dropped, truncated, deleted → the command that restores to before.
+//! - [`drill`]: random moment → restore into a scratch directory, isolated → checks → recovery time, recorded.
+//! - [`scrub`]: everything live, slowly and for ever → damage → what it costs, and what heals it.
 //! - [`snapshot`], [`status`], [`verify`] and [`inspect`] read what the repository holds.
 //!
 //! A [`Site`] is an open repository; everything here starts from one.
 
 pub mod base_backup;
+pub mod drill;
 pub mod error;
 pub mod find;
 pub mod host;
 pub mod inspect;
 pub mod protect;
 pub mod restore;
+pub mod scrub;
 pub mod site;
 pub mod snapshot;
 pub mod status;

@@ -23,14 +23,14 @@ use borealis_repository::ledger::{LedgerReader, Presence};
 use borealis_repository::log::LogReader;
 use borealis_repository::pins::{NewPin, PIN_NAME_BYTES_MAX, Pins};
 use borealis_repository::plan::{
-    Coverage, LineageState, PieceSummary, newest_branch, plan_to, what_a_pin_needs,
+    Coverage, LineageState, PieceSummary, PinSummary, newest_branch, plan_to, what_a_pin_needs,
 };
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::protect::{begin, control, log_frame};
 use crate::site::{ClusterIdentity, Site};
-use crate::status::{exact_windows, ships_log};
+use crate::status::{exact_windows, scrubbed_at, ships_log, unless_damaged};
 
 /// How often the ledger is looked at while waiting.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -67,6 +67,12 @@ pub struct Listed {
     pub position: Position,
     /// Whether what it needs is stored without a break.
     pub restorable: bool,
+    /// Whether all of that was read back from the store after it was stored.
+    pub read_back: bool,
+    /// When a scrub that read all of it ended.
+    pub scrubbed_at: Option<Timestamp>,
+    /// When a drill to this very position last passed.
+    pub drilled_at: Option<Timestamp>,
 }
 
 /// Refuses what is no name for a snapshot.
@@ -137,10 +143,12 @@ pub async fn create(
     drop(sql);
     let piece = waiting.for_log(branch, end).await?;
     let (last_record, time) = find_restore_point(&lineage, &piece, end).await?;
+    let mut state = waiting.reader.state().clone();
+    state.withdraw(&lineage.known_damage().await?);
     pin(
         &mut pins,
         &cluster,
-        waiting.reader.state(),
+        &state,
         NewPin {
             name: name.to_owned(),
             branch,
@@ -184,16 +192,38 @@ pub async fn create_at_latest(site: &Site, cluster: Option<&str>, name: &str) ->
 /// The snapshots of a cluster, oldest first.
 pub async fn list(site: &Site, cluster: Option<&str>) -> Result<Vec<Listed>> {
     let cluster = site.cluster(cluster).await?;
-    let state = site.lineage(&cluster).await?.load_state().await?;
-    Ok((state.pins.iter())
-        .map(|pin| Listed {
+    let lineage = site.lineage(&cluster).await?;
+    let state = lineage.load_state().await?;
+    let scrubs = unless_damaged(lineage.scrubs().await)?;
+    let drills = unless_damaged(lineage.drills().await)?;
+    let drills = drills.as_ref().map_or(&[][..], |drills| drills.all());
+    let listed = |pin: &PinSummary| {
+        let needed = what_a_pin_needs(&state, pin);
+        // The last entry that a restore to it reads.
+        let last = needed.as_ref().map(|plan| {
+            let pieces = plan.pieces.iter().map(|range| range.piece.entry);
+            pieces.fold(plan.base_backup.entry, u64::max)
+        });
+        let drilled = (drills.iter().rev()).find(|drill| {
+            drill.passed()
+                && drill.branch == pin.branch
+                && drill.last_record == Some(pin.last_record)
+        });
+        Listed {
             name: pin.name.clone(),
             time: pin.time,
             branch: pin.branch.0,
             position: pin.last_record.end,
-            restorable: what_a_pin_needs(&state, pin).is_some(),
-        })
-        .collect())
+            restorable: needed.is_some(),
+            read_back: needed.is_some_and(|plan| {
+                let mut pieces = plan.pieces.iter();
+                pieces.all(|range| range.piece.entry <= state.read_back)
+            }),
+            scrubbed_at: last.and_then(|last| scrubbed_at(scrubs.as_ref()?, last)),
+            drilled_at: drilled.map(|drill| drill.ended_at),
+        }
+    };
+    Ok(state.pins.iter().map(listed).collect())
 }
 
 /// Forgets a snapshot; returns the name of its cluster.

@@ -1,6 +1,8 @@
 //! What is protected, and to which moments it can be restored. Computed from what is stored (law 2),
 //! never from what was asked for.
 
+mod states;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +19,12 @@ use borealis_repository::plan::{
 use borealis_repository::store::Usage;
 use serde::Serialize;
 
+pub use states::{BaseBackupState, DamageStatus, ScrubStatus};
+use states::{base_backup_states, damage_status, scrub_status, told};
+pub(crate) use states::{scrubbed_at, unless_damaged};
+
 use crate::base_backup::facts::{DamagedPage, ServerState};
+use crate::drill::{DrillSummary, complaints, last_run};
 use crate::error::Result;
 use crate::protect::{control, process_of};
 use crate::site::Site;
@@ -81,6 +88,14 @@ pub struct ClusterStatus {
     /// The lineages before this one, the oldest first: histories that ended where the server's was rewritten
     /// or another server took its place.
     pub earlier_lineages: Vec<EarlierLineage>,
+    /// How sure each base backup is, the oldest first.
+    pub base_backup_states: Vec<BaseBackupState>,
+    /// The last drill that was run.
+    pub last_drill: Option<DrillSummary>,
+    /// When everything live was last read by a scrub, and how far the present one is.
+    pub scrub: ScrubStatus,
+    /// What a scrub found lost or damaged and not sound since.
+    pub damage: Vec<DamageStatus>,
     /// What else to know.
     pub notes: Vec<String>,
 }
@@ -206,6 +221,20 @@ impl ClusterStatus {
             lines.extend(earlier.windows.iter().flat_map(WindowStatus::lines));
         }
         lines.extend(self.read_back());
+        lines.extend(self.scrub.line(now));
+        lines.extend(self.drill_lines(now));
+        for damage in &self.damage {
+            lines.push(format!(
+                "  DAMAGE        {} {}: {}",
+                damage.kind, damage.object, damage.what
+            ));
+            lines.extend(
+                damage
+                    .affects
+                    .iter()
+                    .map(|what| format!("                affects {what}")),
+            );
+        }
         lines.push(format!("  snapshots     {}", self.snapshots));
         lines.push(format!(
             "  stored        {} of base backups, {} of log",
@@ -309,10 +338,20 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
         notes.push(SINGLE_WRITER_NOTE.to_owned());
     }
     let protector = present.as_ref().map(protector);
-    let mut state = reader.state().clone();
-    state.pins = lineage.pins().await?.all().to_vec();
+    let mut stored = reader.state().clone();
+    stored.pins = lineage.pins().await?.all().to_vec();
+    let scrubs = unless_damaged(told(lineage.scrubs().await, &mut notes))?;
+    let mut state = stored.clone();
+    let standing = scrubs.as_ref().map_or(&[][..], |scrubs| scrubs.damage());
+    state.withdraw(standing);
     let windows = exact_windows(&lineage, &state).await?;
     let now = site.clock().now();
+    let drills = unless_damaged(told(lineage.drills().await, &mut notes))?;
+    let drills = drills.as_ref().map_or(&[][..], |drills| drills.all());
+    let first = stored.base_backups.first().map(|base| base.ended_at);
+    if state.retired.is_none() {
+        notes.extend(complaints(drills, first, now));
+    }
     notes.extend(protection_note(&state, protector.as_ref(), now));
     let newest = newest_base_backup(&state);
     if let Some(base) = newest {
@@ -321,6 +360,10 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
     notes.push("nothing expires yet: retention is not implemented".to_owned());
     let status = summarise(&cluster.name, &state, &windows, protector, notes, now);
     Ok(ClusterStatus {
+        base_backup_states: base_backup_states(&stored, &state, scrubs.as_ref(), drills),
+        last_drill: last_run(drills).map(DrillSummary::from),
+        scrub: scrubs.as_ref().map(scrub_status).unwrap_or_default(),
+        damage: damage_status(&lineage, &stored, standing).await?,
         earlier_lineages: earlier_lineages(site, cluster).await?,
         single_writer,
         requests: asked.usage,
@@ -563,6 +606,10 @@ fn summarise(
         single_writer: false,
         requests: None,
         earlier_lineages: Vec::new(),
+        base_backup_states: Vec::new(),
+        last_drill: None,
+        scrub: ScrubStatus::default(),
+        damage: Vec::new(),
         notes,
     }
 }

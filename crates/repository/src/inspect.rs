@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::catalog::CatalogBody;
 use crate::numbered::EntryHead;
 use crate::object::{FORMAT_VERSION, ObjectKind, ObjectView};
-use crate::{Result, keyring, ledger, open, pins};
+use crate::{Result, drills, keyring, ledger, open, pins, scrubs};
 
 /// Bytes of an opaque field that are shown.
 const SHOWN_BYTES_MAX: usize = 32;
@@ -89,9 +89,11 @@ fn own_content(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Value> {
         ObjectKind::Epoch => ledger::inspect_epoch(object, keys),
         ObjectKind::Floor => ledger::inspect_floor(object),
         ObjectKind::Checkpoint => ledger::inspect_checkpoint(object),
-        ObjectKind::LedgerEntry | ObjectKind::CatalogEntry | ObjectKind::Pin => {
-            entry_content(object, keys)
-        }
+        ObjectKind::LedgerEntry
+        | ObjectKind::CatalogEntry
+        | ObjectKind::Pin
+        | ObjectKind::Drill
+        | ObjectKind::Scrub => entry_content(object, keys),
         ObjectKind::Pack | ObjectKind::Manifest => Ok(Value::Null),
     }
 }
@@ -117,6 +119,8 @@ pub fn entry_content(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Val
         let body = match object.head().kind() {
             ObjectKind::CatalogEntry => show_catalog(&CatalogBody::decode(name, body)?),
             ObjectKind::Pin => pins::inspect_body(name, body)?,
+            ObjectKind::Drill => drills::inspect_body(name, body)?,
+            ObjectKind::Scrub => scrubs::inspect_body(name, body)?,
             _ => ledger::inspect_body(name, body)?,
         };
         content.insert("body".to_owned(), body);

@@ -63,6 +63,16 @@ pub fn pin(lineage: LineageId, n: u64) -> String {
     format!("lineages/{lineage}/pins/{n:012}")
 }
 
+/// Entry `n` of a lineage's log of drills.
+pub fn drill(lineage: LineageId, n: u64) -> String {
+    format!("lineages/{lineage}/drills/{n:012}")
+}
+
+/// Entry `n` of a lineage's log of scrubs.
+pub fn scrub(lineage: LineageId, n: u64) -> String {
+    format!("lineages/{lineage}/scrubs/{n:012}")
+}
+
 /// A pack. The two digits spread packs over folders, so that none holds millions of files.
 pub fn pack(lineage: LineageId, id: ObjectId) -> String {
     format!("lineages/{lineage}/packs/{:02x}/{id}", id.0[0])

@@ -12,6 +12,7 @@
 //! The formats are in `docs/formats/`.
 
 pub mod catalog;
+pub mod drills;
 pub mod error;
 pub mod inspect;
 mod keyring;
@@ -24,6 +25,8 @@ pub mod open;
 pub mod pages;
 pub mod pins;
 pub mod plan;
+pub mod scrub;
+pub mod scrubs;
 pub mod store;
 pub mod verify;
 pub mod wire;

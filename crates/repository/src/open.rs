@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use borealis_base::{Clock, Entropy, LineageId, ObjectId, RepositoryId, Timestamp};
+use borealis_base::{Clock, Entropy, ErrorKind, LineageId, ObjectId, RepositoryId, Timestamp};
 use borealis_keys::{DataKey, DataKeyId, DataKeys, KeyId, KeyProvider, SecretKey};
 use bytes::Bytes;
 use prost::Message;
@@ -16,7 +16,7 @@ use crate::catalog::{CatalogBody, CatalogState, Cluster, Lineage, Parent, check_
 use crate::keyring::{
     KeyRing, OwnerWrap, Recipient, seal_ring, wrap_for_repository, wrap_for_root,
 };
-use crate::numbered::{ENTRIES_PER_RECAP, NumberedLog, Track, TrackName, highest};
+use crate::numbered::{ENTRIES_PER_RECAP, EntryHead, NumberedLog, Track, TrackName, highest};
 use crate::object::{ObjectBuilder, ObjectKind, ObjectView, fetch};
 use crate::store::{Created, Store};
 use crate::{Error, Result, layout};
@@ -247,6 +247,33 @@ impl Repository {
             .filter(|cluster| cluster.retired_at.is_none());
         live.find(|cluster| cluster.name == name)
             .ok_or_else(|| no_cluster(name))
+    }
+
+    /// Reads and authenticates every entry of the catalog; returns those that are lost or damaged.
+    pub async fn read_catalog(&self) -> Result<Vec<(String, Error)>> {
+        let mut catalog = self.catalog.lock().await;
+        catalog.refresh().await?;
+        let mut wrong = Vec::new();
+        for number in 1..=catalog.head() {
+            let name = layout::catalog(number);
+            let read = async {
+                let store = self.environment.store.as_ref();
+                let view = fetch(store, &name, ObjectKind::CatalogEntry).await?;
+                let head = EntryHead::decode(view.head().clear());
+                let owner = self.descriptor.repository.0;
+                if !head.is_some_and(|head| head.number == number && head.owner == owner) {
+                    return Err(view.head().damaged("it holds another entry"));
+                }
+                view.authenticate(&self.catalog_keys)
+            };
+            match read.await {
+                Err(error) if error.kind() == ErrorKind::Damaged || error.is_absent() => {
+                    wrong.push((name, error));
+                }
+                other => other?,
+            }
+        }
+        Ok(wrong)
     }
 
     /// Makes a cluster with its first lineage.

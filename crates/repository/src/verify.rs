@@ -38,6 +38,7 @@ use crate::plan::{
     BaseBackupSummary, Coverage, LineageState, ObjectRef, PartialSummary, PieceSummary, Window,
     windows,
 };
+use crate::scrub::wrong_in_rows;
 use crate::{Error, Result, layout};
 
 /// Objects checked at a time. Memory of a deep check: this many packs or pieces, each with one frame
@@ -120,7 +121,7 @@ fn finding(error: Error, object: &str, affects: Vec<String>) -> Result<Finding> 
 }
 
 /// A pack and what base backups take from it.
-struct UsedPack {
+pub(crate) struct UsedPack {
     object: ObjectRef,
     frames: u32,
     users: BTreeSet<u64>,
@@ -137,7 +138,8 @@ pub async fn verify_lineage(
     progress: &dyn Progress,
 ) -> Result<Report> {
     let name = layout::lineage(lineage.id());
-    let loaded = async { Ok::<_, Error>((lineage.reader().await?, lineage.load_state().await?)) };
+    let loaded =
+        async { Ok::<_, Error>((lineage.reader().await?, lineage.load_stored_state().await?)) };
     let (reader, state) = match loaded.await {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -169,6 +171,14 @@ pub async fn verify_lineage(
             let affects = vec![format!("the next writer of lineage {}", lineage.id())];
             let object = layout::epoch(lineage.id(), summary.epoch);
             report.findings.push(finding(error, &object, affects)?);
+        }
+    }
+    if deep {
+        for (object, error) in wrong_in_rows(lineage).await? {
+            let affects = format!("snapshots, or what drills and scrubs have found, of {name}");
+            report
+                .findings
+                .push(finding(error, &object, vec![affects])?);
         }
     }
     report
@@ -312,7 +322,7 @@ fn undeclared_holes(state: &LineageState) -> Vec<Finding> {
 }
 
 /// Checks one manifest and its map, and notes what it takes from packs.
-async fn base_backup(
+pub(crate) async fn base_backup(
     fetcher: &Arc<Fetcher>,
     base: &BaseBackupSummary,
     packs: &mut BTreeMap<ObjectId, UsedPack>,
@@ -416,7 +426,7 @@ fn use_packs(
 }
 
 /// Checks a manifest as an object: all of it, where loading reads only what one base backup needs.
-async fn verify_manifest_object(
+pub(crate) async fn verify_manifest_object(
     fetcher: &Fetcher,
     object: &ObjectRef,
     needed_by: &str,
@@ -719,7 +729,7 @@ fn restores_over(state: &LineageState, windows: &[Window], piece: &PieceSummary)
     windows.iter().filter(reached).map(text).collect()
 }
 
-async fn verify_piece(
+pub(crate) async fn verify_piece(
     fetcher: &Arc<Fetcher>,
     state: &LineageState,
     piece: &PieceSummary,

@@ -1,12 +1,14 @@
 //! The commands: each turns its arguments into one call of a library and the answer into text or JSON.
 
 mod check;
+mod drill;
 mod find;
 mod init;
 mod inspect;
 mod protect;
 mod repository;
 mod restore;
+mod scrub;
 mod snapshot;
 mod status;
 mod unprotect;
@@ -48,6 +50,10 @@ pub struct Context {
 pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let home = std::env::var_os("HOME").map(PathBuf::from);
     let config = config::load(cli.global.config.as_deref(), home.as_deref())?;
+    if let Command::Drill(args) = &cli.command {
+        // Threads that are there already would not give way.
+        borealis_operations::host::be_nice(args.nice)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -82,6 +88,10 @@ async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Status(args) => context.interruptible(status::run(context, &args)).await,
         Command::Find(args) => context.interruptible(find::run(context, &args)).await,
         Command::Restore(args) => context.interruptible(restore::run(context, args)).await,
+        // It removes what it made when it is stopped.
+        Command::Drill(args) => drill::run(context, args).await,
+        // It records how far it has come when it is stopped.
+        Command::Scrub(args) => scrub::run(context, &args).await,
         Command::Snapshot(args) => context.interruptible(snapshot::run(context, &args)).await,
         Command::Verify(args) => context.interruptible(verify::run(context, &args)).await,
         Command::Repository(args) => context.interruptible(repository::run(context, &args)).await,

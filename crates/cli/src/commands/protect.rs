@@ -1,5 +1,6 @@
 //! `borealis protect`.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +8,11 @@ use std::time::Duration;
 use borealis_base::show_duration;
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy as SlotPolicy;
+use borealis_operations::protect::upkeep::UpkeepOptions;
 use borealis_operations::protect::{Options, Stopped, protect};
 
 use super::{Context, cluster_name, interrupted};
-use crate::args::{Policy, Protect};
+use crate::args::{Global, Policy, Protect};
 use crate::failure::Failure;
 use crate::{output, progress, service};
 
@@ -37,6 +39,13 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
         },
         take_over: args.take_over,
         new_lineage: args.new_lineage,
+        upkeep: UpkeepOptions {
+            scrub_every: args.scrub_every.0,
+            scrub_rate: args.scrub_rate,
+            drill_every: args.drill_every.0,
+            drill_directory: args.drill_dir,
+            drill_command: drill_command(&context.global),
+        },
     };
     let site = context.site().await?;
     let progress = Arc::from(progress::for_this_terminal());
@@ -47,6 +56,22 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
     }
     output::answer(context.global.json, &stopped, text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The words that run this program with the same repository and key; what came from the surroundings comes from
+/// there again.
+fn drill_command(global: &Global) -> Vec<OsString> {
+    let Ok(program) = std::env::current_exe() else {
+        return Vec::new();
+    };
+    let mut words = vec![program.into_os_string()];
+    let mut add = |option: &str, value: Option<OsString>| {
+        words.extend(value.into_iter().flat_map(|value| [option.into(), value]));
+    };
+    add("--repository", global.repository.clone().map(Into::into));
+    add("--key-file", global.key_file.clone().map(Into::into));
+    add("--config", global.config.clone().map(Into::into));
+    words
 }
 
 /// The longest that log may be held back: a base backup waits for its log, and `--once` for its end.
@@ -64,6 +89,7 @@ fn refuse_unusable(args: &Protect) -> Result<(), Failure> {
     let zero = [
         ("--flush-interval", args.flush_interval.is_zero()),
         ("--base-backup-every", args.base_backup_every.is_zero()),
+        ("--scrub-rate", args.scrub_rate.0 == 0),
         ("--base-backup-every-log", args.base_backup_every_log.0 == 0),
         (
             "--base-backup-resumable-every",

@@ -57,7 +57,7 @@ pub async fn run(context: &Context, args: Restore) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
-fn as_target(to: To) -> Target {
+pub fn as_target(to: To) -> Target {
     match to {
         To::Time(time) => Target::Time(time),
         To::Position(position) => Target::Position(position, None),

@@ -81,13 +81,30 @@ fn list_text(answer: &Snapshots) -> String {
                 snapshot.position.to_string(),
                 snapshot.branch.to_string(),
                 if snapshot.restorable { "yes" } else { "NO" }.to_owned(),
+                state(snapshot),
             ]
         })
         .collect();
-    table(
-        &["name", "time", "position", "timeline", "restorable"],
-        rows,
-    )
+    let header = [
+        "name",
+        "time",
+        "position",
+        "timeline",
+        "restorable",
+        "state",
+    ];
+    table(&header, rows)
+}
+
+/// How sure a snapshot is.
+fn state(snapshot: &Listed) -> String {
+    let mut words = vec!["committed".to_owned()];
+    if snapshot.read_back {
+        words.push("read back".to_owned());
+    }
+    words.extend((snapshot.scrubbed_at).map(|at| format!("scrubbed {at}")));
+    words.extend((snapshot.drilled_at).map(|at| format!("drilled {at}")));
+    words.join(", ")
 }
 
 #[derive(Serialize)]

@@ -65,6 +65,10 @@ mod tests {
             earlier_lineages: Vec::new(),
             single_writer: false,
             requests: None,
+            base_backup_states: Vec::new(),
+            last_drill: None,
+            scrub: borealis_operations::status::ScrubStatus::default(),
+            damage: Vec::new(),
             notes: Vec::new(),
         }
     }

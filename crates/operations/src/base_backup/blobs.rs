@@ -1,6 +1,6 @@
 //! Files that are not made of pages: read whole, and stored only where their content is new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use borealis_base::{Progress, Timestamp};
@@ -33,10 +33,11 @@ pub struct BlobStorer {
 }
 
 impl BlobStorer {
-    /// A storer that shares what is in `known`, the blobs of the parent.
-    pub fn new(known: Option<&[Blob]>) -> Self {
+    /// A storer that shares what is in `known`, the blobs of the parent, except those that are `lost`.
+    pub fn new(known: Option<&[Blob]>, lost: &BTreeSet<String>) -> Self {
         let known = known.unwrap_or_default().iter();
         let known = known
+            .filter(|blob| !lost.contains(&blob.name))
             .map(|blob| (blob.name.clone(), blob.clone()))
             .collect();
         Self {

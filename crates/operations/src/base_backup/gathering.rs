@@ -1,6 +1,7 @@
 //! What is collected while a base backup is taken, and stored from time to time, so that an attempt that
 //! is killed has not worked for nothing.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use borealis_base::{Timestamp, Unit};
@@ -51,12 +52,13 @@ pub(super) struct Gathering<'a> {
 }
 
 impl<'a> Gathering<'a> {
-    /// Nothing yet, but for what `parent` gives. `facts` without damage.
+    /// Nothing yet, but for what `parent` gives, `lost_blobs` of it excepted. `facts` without damage.
     pub(super) fn new(
         job: &'a Job<'a>,
         attempt: Attempt,
         facts: PageFacts,
         parent: Option<&Parent>,
+        lost_blobs: &BTreeSet<String>,
     ) -> Self {
         let builder = parent.map_or_else(ManifestBuilder::first, Parent::builder);
         let packs = PackWriter::new(job.target.clone(), builder.pack_numbers());
@@ -66,7 +68,7 @@ impl<'a> Gathering<'a> {
             facts,
             builder,
             packs,
-            blobs: BlobStorer::new(parent.map(|parent| &parent.files().blobs[..])),
+            blobs: BlobStorer::new(parent.map(|parent| &parent.files().blobs[..]), lost_blobs),
             other_bytes: parent.map_or(0, Parent::stored_bytes),
             kept: (0, 0),
         }

@@ -5,11 +5,11 @@
 //! log from that position on says which pages must be read again (law 5). A partial base backup lacks
 //! pages besides; those are read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use borealis_base::{Branch, ErrorKind, Position};
+use borealis_base::{Branch, ErrorKind, ObjectId, Position};
 use borealis_pg_format::control_file::ControlFile;
 use borealis_pg_format::index::{CHANGE_MAP_RULE_SET, ChangeMap, RULE_SET};
 use borealis_pg_server::backup::BackupStart;
@@ -18,6 +18,7 @@ use borealis_repository::pages::manifest::{BaseBackupInfo, FileTable, Manifest, 
 use borealis_repository::pages::partial::PartialManifest;
 use borealis_repository::plan::coverage::{Leg, path};
 use borealis_repository::plan::{BaseBackupSummary, GapSummary, LineageState, PartialSummary};
+use borealis_repository::scrub::{pages_in, partial_pages_in};
 use roaring::RoaringBitmap;
 
 use super::facts::{DamagedPage, PageFacts};
@@ -216,6 +217,9 @@ fn before(files: &FileTable, missing: &[(u32, Range<u32>)], damaged: &[DamagedPa
     }
 }
 
+/// Frames of a pack that a scrub found damaged; none means all of it.
+pub type DamagedFrames = (ObjectId, Vec<u32>);
+
 /// A parent with everything that planning needs of it.
 #[derive(Debug)]
 pub struct Inherited {
@@ -225,14 +229,18 @@ pub struct Inherited {
     pub before: Before,
     /// What the log says has changed since it began.
     pub changes: ChangeMap,
+    /// Its blobs that lie in damaged frames, by name.
+    pub lost_blobs: BTreeSet<String>,
 }
 
-/// Takes the first candidate whose pages can be relied on; with none, everything is read.
+/// Takes the first candidate whose pages can be relied on; with none, everything is read. What lies in `damaged`
+/// frames is not taken over.
 ///
 /// # Errors
-/// A base backup that is damaged; a store that does not answer. An attempt that is damaged is passed over.
+/// A store that does not answer. A candidate that is damaged itself is passed over.
 pub async fn inherit(
     candidates: &[Candidate],
+    damaged: &[DamagedFrames],
     fetcher: &Fetcher,
     log: &dyn CapturedLog,
     start: BackupStart,
@@ -252,12 +260,12 @@ pub async fn inherit(
             let facts = PageFacts::decode(&parent.name(), &parent.info().engine)?;
             Ok((parent, facts))
         };
-        let (parent, facts) = match (candidate, loaded.await) {
-            (Candidate::Partial(_), Err(error)) if is_damage(&error) => {
-                tracing::warn!(entry, %error, "the unfinished base backup is damaged; its pages are read again");
+        let (parent, facts) = match loaded.await {
+            Err(error) if is_damage(&error) => {
+                tracing::error!(entry, %error, "what pages could be taken over from is damaged; they are read again");
                 continue;
             }
-            (_, loaded) => loaded?,
+            loaded => loaded?,
         };
         if let Some(reason) = unfit_pages(&facts, control) {
             passed_over(reason);
@@ -265,16 +273,44 @@ pub async fn inherit(
         }
         match log.changes(start, parent.info().start).await? {
             Some(changes) => {
+                let (lost_pages, lost_blobs) = lost(&parent, damaged, fetcher).await?;
+                let mut missing = parent.missing().to_vec();
+                missing.extend(lost_pages);
                 return Ok(Some(Inherited {
-                    before: before(parent.files(), parent.missing(), &facts.damaged),
+                    before: before(parent.files(), &missing, &facts.damaged),
                     parent,
                     changes,
+                    lost_blobs,
                 }));
             }
             None => passed_over("the log since then is not all stored"),
         }
     }
     Ok(None)
+}
+
+/// What of `parent` lies in damaged frames: pages by page file, and names of blobs.
+async fn lost(
+    parent: &Parent,
+    damaged: &[DamagedFrames],
+    fetcher: &Fetcher,
+) -> Result<(Vec<(u32, Range<u32>)>, BTreeSet<String>)> {
+    let (mut pages, mut blobs) = (Vec::new(), BTreeSet::new());
+    for (pack, frames) in damaged {
+        let found = match parent {
+            Parent::Whole(manifest) => pages_in(fetcher, manifest, *pack, frames).await?,
+            Parent::Partial { manifest, .. } => {
+                partial_pages_in(fetcher, manifest, *pack, frames).await?
+            }
+        };
+        if !found.is_empty() {
+            tracing::warn!(%pack, runs = found.pages.len(), "what lies in damaged frames is read again");
+        }
+        let range = |(file, first, count): (u32, u32, u32)| (file, first..first + count);
+        pages.extend(found.pages.into_iter().map(range));
+        blobs.extend(found.blobs);
+    }
+    Ok((pages, blobs))
 }
 
 fn is_damage(error: &crate::Error) -> bool {

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::facts::{DamagedPage, PageFacts, ServerState};
 use super::gathering::{Attempt, Gathering};
-use super::parent::{Candidate, inherit};
+use super::parent::{Candidate, DamagedFrames, inherit};
 use super::plan::{Listed, Plan, Sizes, plan};
 use super::read::{PagePlace, blocking};
 use super::witness;
@@ -82,6 +82,8 @@ pub struct Job<'a> {
     pub branch: Branch,
     /// What pages may be taken over from, the best first.
     pub candidates: Vec<Candidate>,
+    /// What of them is known to be damaged in the repository, and is read from the server again.
+    pub damaged: Vec<DamagedFrames>,
     /// Whether the checkpoint at the start is made at once.
     pub fast: bool,
     /// Where packs and manifest go.
@@ -165,7 +167,15 @@ async fn take_between(
     check_identity(job, &facts, &control)?;
     let (listing, mut listed) = list(&dir, control.version).await?;
     listed.retain(|file| !is_left_out(&file.path, facts.settings.get("log_directory")));
-    let inherited = inherit(&job.candidates, job.fetcher, job.log, start, &control).await?;
+    let inherited = inherit(
+        &job.candidates,
+        &job.damaged,
+        job.fetcher,
+        job.log,
+        start,
+        &control,
+    )
+    .await?;
     let sizes = Sizes {
         page_bytes: control.page_size,
         segment_pages: control.relation_segment_pages,
@@ -184,7 +194,10 @@ async fn take_between(
         checksums: control.data_checksum_version != 0,
         start: start.position,
     };
-    let parent = inherited.map(|inherited| inherited.parent);
+    let (parent, lost_blobs) = inherited
+        .map(|inherited| (inherited.parent, inherited.lost_blobs))
+        .unzip();
+    let lost_blobs = lost_blobs.unwrap_or_default();
     let suspect = match &parent {
         Some(parent) => {
             let since = parent.info().start;
@@ -197,7 +210,7 @@ async fn take_between(
     }
     let attempt = Attempt { start, started_at };
     let facts_of_pages = PageFacts::new(&control);
-    let mut gathering = Gathering::new(job, attempt, facts_of_pages, parent.as_ref());
+    let mut gathering = Gathering::new(job, attempt, facts_of_pages, parent.as_ref(), &lost_blobs);
     gathering.add_pages(&session, &place, &plan).await?;
     gathering.add_files(&dir, &plan).await?;
     let (control_bytes, _) = read_control_file(&dir).await?;

@@ -145,7 +145,9 @@ async fn present_state(lineage: &Lineage) -> Result<LineageState> {
             reader.refresh().await?;
         }
     }
-    Ok(reader.state().clone())
+    let mut state = reader.state().clone();
+    state.withdraw(&lineage.known_damage().await?);
+    Ok(state)
 }
 
 fn settled_through(state: &LineageState) -> Option<Timestamp> {

@@ -13,11 +13,13 @@ use borealis_repository::numbered::Patience;
 use borealis_repository::pages::fetch::Fetcher;
 use borealis_repository::pages::pack::{PACK_BYTES_MAX, PackTarget};
 use borealis_repository::plan::coverage::path;
-use borealis_repository::plan::{BaseBackupSummary, LineageState};
+use borealis_repository::plan::{BaseBackupSummary, Damage, LineageState, Part};
 use tokio_util::sync::CancellationToken;
 
 use super::captured::Captured;
 use super::schedule::{Schedule, Since, due};
+use super::upkeep::damage::KnownDamage;
+use super::upkeep::turns::Turns;
 use crate::base_backup::parent::{candidates, is_after_gaps, last_on};
 use crate::base_backup::take::{Attempted, Job, Taken, take};
 use crate::error::{Error, Result};
@@ -26,6 +28,8 @@ use crate::error::{Error, Result};
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The pause after one that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
+/// How long one that is due waits for a drill that runs.
+const DRILL_PATIENCE: Duration = Duration::from_hours(1);
 /// Attempts in a row at one during which no directory is copied and changed. Each but the first reads
 /// only what has changed since the one before it.
 const ATTEMPTS_MAX: u32 = 3;
@@ -58,6 +62,8 @@ pub(super) struct BaseBackups<'a> {
     pub(super) facts: &'a ServerFacts,
     pub(super) captured: &'a Captured,
     pub(super) resumable_every: ByteLen,
+    pub(super) damage: &'a KnownDamage,
+    pub(super) turns: &'a Turns,
     pub(super) progress: &'a dyn Progress,
     pub(super) cancel: &'a CancellationToken,
 }
@@ -94,7 +100,11 @@ impl BaseBackups<'_> {
             tracing::info!(reason, "base backup begins");
             // Nothing may be restorable yet, or no longer: then the checkpoint is not spread.
             let fast = since.is_none();
-            match self.one(fast).await {
+            let patience = if fast { Duration::ZERO } else { DRILL_PATIENCE };
+            let turn = self.turns.base_backup(patience).await;
+            let done = self.one(fast).await;
+            drop(turn);
+            match done {
                 Ok(Done::Entered) => continue,
                 Ok(Done::Unsafe) => tracing::error!(
                     "no base backup: {UNSAFE}, {ATTEMPTS_MAX} times in a row; tried again in {}",
@@ -124,7 +134,8 @@ impl BaseBackups<'_> {
 
     /// What has happened since the last base backup that the log leads on from.
     fn since(&self, state: &LineageState) -> Option<Since> {
-        let last = usable(state, self.captured.branch)?;
+        let damage = self.damage.all();
+        let last = usable(state, &damage, self.captured.branch)?;
         let durable = self.captured.durable.borrow().position;
         let segment = self.facts.segment_bytes;
         let own_end = borealis_base::Position(last.end.0.next_multiple_of(segment));
@@ -145,9 +156,17 @@ impl BaseBackups<'_> {
     /// and changed meanwhile.
     async fn attempt(&self, fast: bool) -> Result<Option<Vec<String>>> {
         let branch = self.captured.branch;
-        let candidates = (self.captured.ledger)
-            .read(|state| candidates(state, branch))
-            .await;
+        // A scrub elsewhere may have found something since.
+        self.damage.refresh().await?;
+        let damage = self.damage.all();
+        let mut state = self.captured.ledger.read(Clone::clone).await;
+        // Of a damaged pack everything else can be taken over.
+        let in_packs = |damage: &&Damage| matches!(damage.part, Part::Pack(..));
+        state.withdraw(damage.iter().filter(|damage| !in_packs(damage)));
+        let damaged = damage.iter().filter_map(|damage| match &damage.part {
+            Part::Pack(pack, frames) => Some((*pack, frames.clone())),
+            _ => None,
+        });
         let fetcher = Fetcher::new(self.lineage.store().clone(), self.lineage.keys().clone());
         let target = PackTarget {
             store: self.lineage.store().clone(),
@@ -163,7 +182,8 @@ impl BaseBackups<'_> {
             access: self.access,
             system_id: self.facts.system_id,
             branch,
-            candidates,
+            candidates: candidates(&state, branch),
+            damaged: damaged.collect(),
             fast,
             target: &target,
             fetcher: &fetcher,
@@ -209,11 +229,20 @@ impl BaseBackups<'_> {
     }
 }
 
-/// The last base backup on the way to `branch`, if no gap came after it.
-fn usable(state: &LineageState, branch: Branch) -> Option<&BaseBackupSummary> {
+/// The last base backup on the way to `branch`, if no gap came after it and it is not damaged itself.
+fn usable(state: &LineageState, damage: &[Damage], branch: Branch) -> Option<BaseBackupSummary> {
     let way = path(state, branch);
     let last = last_on(&way, state)?;
-    is_after_gaps(&way, state, last.start).then_some(last)
+    if (damage.iter()).any(|damage| damage.base_backups.contains(&last.entry)) {
+        return None;
+    }
+    if damage.is_empty() {
+        // Looked at each second: no copy for nothing.
+        return is_after_gaps(&way, state, last.start).then(|| last.clone());
+    }
+    let mut relied_on = state.clone();
+    relied_on.withdraw(damage);
+    is_after_gaps(&way, &relied_on, last.start).then(|| last.clone())
 }
 
 /// SQLSTATE of a server that is not in the state for what it is asked: a base backup of a standby ends so

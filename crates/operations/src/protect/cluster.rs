@@ -62,7 +62,7 @@ pub(super) async fn find_cluster(
 /// Says in the ledger why the lineage takes no more log; refused while a `protect` of it runs.
 async fn end_lineage(site: &Site, cluster: &Cluster, options: &Options, why: &str) -> Result<()> {
     let lineage = site.lineage(cluster).await?;
-    let log_unit = lineage.load_state().await?.log_unit;
+    let log_unit = lineage.load_stored_state().await?.log_unit;
     let mut writer = open_writer(site, &lineage, options, log_unit).await?;
     let retired = Retired {
         reason: format!("another server took its place: {why}"),

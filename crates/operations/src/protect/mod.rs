@@ -8,6 +8,8 @@
 //!                                                      ▼
 //!                                   base backups (when due, after the log they start at is durable)
 //!                                   names (when shipped log says that catalogs changed)
+//!
+//! beside it: upkeep (scrubs slowly and for ever, drills each week)
 //! ```
 //!
 //! Who owns what: the epoch of the lineage's ledger belongs to this process; the slot belongs to the
@@ -48,6 +50,7 @@ mod source;
 mod supervise;
 mod unfenced;
 mod unprotect;
+pub mod upkeep;
 
 pub(crate) use epoch::process_of;
 pub use supervise::{Options, Stopped, protect};

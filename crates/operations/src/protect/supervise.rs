@@ -1,5 +1,6 @@
 //! Starts, watches and ends the parts of a running protection.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,9 @@ use super::ship::Destination;
 use super::slot_policy::Policy;
 use super::slot_watch::{SlotWatch, slot_name};
 use super::source::{self, Source, Wanted};
+use super::upkeep::damage::KnownDamage;
+use super::upkeep::turns::Turns;
+use super::upkeep::{Upkeep, UpkeepOptions};
 use crate::error::{Error, Result};
 use crate::site::Site;
 
@@ -66,6 +70,8 @@ pub struct Options {
     pub take_over: bool,
     /// Begin a new lineage for a server with another system identifier than the one protected.
     pub new_lineage: bool,
+    /// What is done besides, in the background.
+    pub upkeep: UpkeepOptions,
 }
 
 /// How protection ended, without an error.
@@ -96,6 +102,8 @@ pub(super) struct Protection<'a> {
     usage: Arc<Counters>,
     progress: Arc<dyn Progress>,
     pulse: Pulse,
+    damage: KnownDamage,
+    turns: Turns,
     pub(super) stop: CancellationToken,
 }
 
@@ -124,13 +132,19 @@ pub async fn protect(
             ledger: Ledger::new(writer, stop.clone(), patience(options), pulse.clone()),
             system_id: looked.facts.system_id,
             slot: (!options.no_slot).then(|| slot_name(&lineage)),
+            damage: KnownDamage::load(&lineage).await?,
+            turns: Turns::default(),
             lineage,
             usage: site.usage.clone(),
             progress: progress.clone(),
             pulse: pulse.clone(),
             stop: stop.clone(),
         };
-        let durable = match protection.run(looked).await {
+        let ended = tokio::select! {
+            ended = protection.run(looked) => ended,
+            never = protection.upkeep(site) => match never {},
+        };
+        let durable = match ended {
             Ok(durable) => durable,
             // Of several hosts another one may be the right one.
             Err(Error::Rewritten(why)) if notes.is_empty() && options.info.hosts.len() == 1 => {
@@ -232,6 +246,25 @@ impl Protection<'_> {
                 }
             }
         }
+    }
+
+    /// Scrubs and drills, until it is dropped.
+    async fn upkeep(&self, site: &Site) -> Infallible {
+        if self.options.once {
+            return std::future::pending().await;
+        }
+        Upkeep {
+            site,
+            options: &self.options.upkeep,
+            cluster: &self.cluster,
+            lineage: &self.lineage,
+            ledger: &self.ledger,
+            damage: &self.damage,
+            turns: &self.turns,
+            stop: &self.stop,
+        }
+        .run()
+        .await
     }
 
     /// The server to go on with: the one that was looked at already, if there are no others.
@@ -396,6 +429,8 @@ impl Protection<'_> {
             facts: &source.server.facts,
             captured,
             resumable_every: self.options.resumable_every,
+            damage: &self.damage,
+            turns: &self.turns,
             progress: &*self.progress,
             cancel: &self.stop,
         }

@@ -8,7 +8,7 @@ pub mod files;
 pub mod log;
 pub mod lookup;
 mod page_files;
-mod place;
+pub(crate) mod place;
 pub mod plan;
 pub mod recovery_file;
 mod replay;
@@ -60,6 +60,9 @@ pub struct Options {
     pub programs: Option<PathBuf>,
     /// How long a login may fail once the started server says that it is ready.
     pub login_deadline: Duration,
+    /// Settings of the started server that go before all others, for this run only, with which it is cut off
+    /// from the rest of the world; whoever starts it stays logged in as its superuser. For drills.
+    pub isolated: Option<Vec<(String, String)>>,
 }
 
 impl Default for Options {
@@ -73,6 +76,7 @@ impl Default for Options {
             delta: false,
             programs: None,
             login_deadline: Duration::from_secs(30),
+            isolated: None,
         }
     }
 }
@@ -255,6 +259,7 @@ pub async fn restore(
                 auto_after_recovery: &config.auto_after_recovery,
                 segment_size: checked.segment_size,
                 login_deadline: options.login_deadline,
+                isolated: options.isolated.as_deref(),
                 clock,
             };
             restored.server = Some(start::start(&starting, progress).await?);

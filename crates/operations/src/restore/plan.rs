@@ -1,6 +1,6 @@
 //! What a restore will do, worked out before anything is written.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,6 +130,33 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// The role that `initdb` made.
+    pub fn superuser(&self) -> &str {
+        &self.server.superuser
+    }
+
+    /// The ledger entry of the base backup.
+    pub fn base_backup(&self) -> u64 {
+        self.plan.base_backup.entry
+    }
+
+    /// Where the log that is replayed begins.
+    pub fn log_from(&self) -> Position {
+        let first = self.plan.log.first();
+        first.map_or(self.plan.base_backup.start, |log| log.from)
+    }
+
+    /// The original directories of the tablespaces in the base backup.
+    pub fn tablespaces(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        let links = self.manifest.files().links.iter();
+        links.map(|link| PathBuf::from(&link.target))
+    }
+
+    /// Where the log makes the server create tablespaces, which nobody can change.
+    pub fn created_tablespaces(&self) -> impl Iterator<Item = &Path> {
+        self.replayed.tablespaces.iter().map(|made| &*made.path)
+    }
+
     /// The major version under which the restored directory runs.
     pub fn server_major(&self) -> u32 {
         self.server.major()

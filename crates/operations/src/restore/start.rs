@@ -52,6 +52,8 @@ pub struct Starting<'a> {
     pub segment_size: SegmentSize,
     /// How long a login may fail once the server says that it is ready.
     pub login_deadline: Duration,
+    /// See [`super::Options::isolated`].
+    pub isolated: Option<&'a [(String, String)]>,
     /// What `postgresql.auto.conf` holds once recovery has ended.
     pub auto_after_recovery: &'a str,
     /// The clock.
@@ -71,6 +73,8 @@ pub struct Answering {
     pub log_file: PathBuf,
     /// How long from the start until a query succeeded after promotion.
     pub seconds: f64,
+    /// How much of that the replay took, as the server's log tells.
+    pub replay_seconds: f64,
     /// Transactions that were prepared and wait for their coordinator, oldest first.
     pub prepared_transactions: Vec<PreparedTransaction>,
 }
@@ -105,7 +109,10 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
         config_file: None,
         log_file: log_file.clone(),
         user: starting.owner.clone(),
-        settings: log_settings(starting.binaries.major),
+        settings: log_settings(starting.binaries.major)
+            .into_iter()
+            .chain(starting.isolated.unwrap_or_default().iter().cloned())
+            .collect(),
     };
     let mut replay = Replay::begin(starting.pieces, starting.replay, progress);
     let mut instance = launch.start_detached().await?;
@@ -115,21 +122,28 @@ pub async fn start(starting: &Starting<'_>, progress: &dyn Progress) -> Result<A
         quote_value(&socket_directory.display().to_string()),
         quote_value(starting.superuser),
     ))?;
-    let link = wait(starting, &mut instance, &info, tail, &mut replay, progress).await?;
+    let (link, replayed) =
+        wait(starting, &mut instance, &info, tail, &mut replay, progress).await?;
     replay.log_fact(LogFact::Ready, progress);
     let prepared_transactions = prepared_transactions(&link).await?;
-    close_door(starting, &link).await?;
+    if starting.isolated.is_none() {
+        close_door(starting, &link).await?;
+    }
+    let since_begin = |at: Duration| at.saturating_sub(began).as_secs_f64();
+    let now = starting.clock.elapsed();
     Ok(Answering {
         pid: instance.pid(),
         port,
         socket_directory,
         log_file,
-        seconds: starting.clock.elapsed().saturating_sub(began).as_secs_f64(),
+        seconds: since_begin(now),
+        replay_seconds: since_begin(replayed.unwrap_or(now)),
         prepared_transactions,
     })
 }
 
-/// Waits until a query succeeds after promotion, and shows how far the replay is meanwhile.
+/// Waits until a query succeeds after promotion, and shows how far the replay is meanwhile. Returns when the
+/// replay had ended, too, where the log told.
 async fn wait(
     starting: &Starting<'_>,
     instance: &mut Instance,
@@ -137,14 +151,17 @@ async fn wait(
     mut tail: LogTail,
     replay: &mut Replay<'_>,
     progress: &dyn Progress,
-) -> Result<SqlLink> {
+) -> Result<(SqlLink, Option<Duration>)> {
     let log_file = starting.data_dir.join(LOG_FILE);
-    let mut ready_since = None;
+    let (mut ready_since, mut replayed) = (None, None);
     loop {
         for line in tail.lines().at("read", &log_file)? {
             let Some(fact) = log_fact(&line) else {
                 continue;
             };
+            if matches!(fact, LogFact::RedoDone(_)) {
+                replayed = Some(starting.clock.elapsed());
+            }
             if fact == LogFact::Ready {
                 ready_since = Some(starting.clock.elapsed());
             }
@@ -154,7 +171,7 @@ async fn wait(
             replay.reach(at, progress);
         }
         if let Some(link) = answering(info).await {
-            return Ok(link);
+            return Ok((link, replayed));
         }
         if !instance.is_running() {
             return Err(ended(&log_file));

@@ -235,7 +235,7 @@ pub async fn serve(
 ) -> Result<(Fetched, bool)> {
     let (plan, data_dir) = (&question.plan, question.data_dir.as_path());
     let (_, size) = load_plan(data_dir)?;
-    let state = lineage.load_state().await?;
+    let state = lineage.load_stored_state().await?;
     refuse_promoted(data_dir, plan, size, &state)?;
     let absent = |why: String| Ok((Fetched::Absent(why), false));
     let (branch, start, end) = match question.answer {

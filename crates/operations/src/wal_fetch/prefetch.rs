@@ -33,7 +33,7 @@ pub async fn fetch_ahead(
     lock: &Lock,
 ) -> Result<u64> {
     let spool = Spool::of(data_dir, plan, size);
-    let mut state = lineage.load_state().await?;
+    let mut state = lineage.load_stored_state().await?;
     refuse_promoted(data_dir, plan, size, &state)?;
     let mut is_fresh = true;
     let (mut fetched, mut idle) = (0, 0);
@@ -53,7 +53,7 @@ pub async fn fetch_ahead(
             if is_fresh {
                 break;
             }
-            state = lineage.load_state().await?;
+            state = lineage.load_stored_state().await?;
             is_fresh = true;
             continue;
         };

@@ -82,6 +82,7 @@ pub fn options(server: &TestServer) -> protect::Options {
         policy: Policy::Primary,
         take_over: false,
         new_lineage: false,
+        upkeep: protect::upkeep::UpkeepOptions::default(),
     }
 }
 

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use borealis_base::{Clock, Entropy, LineageId};
+use borealis_base::{Clock, Entropy, ErrorKind, LineageId};
 use borealis_keys::DataKeys;
 
 use crate::Result;
+use crate::drills::Drills;
 use crate::ledger::{Context, LedgerReader, LedgerWriter, Opening, Shape};
 use crate::numbered::{Patience, Track, TrackName};
 use crate::pins::Pins;
-use crate::plan::LineageState;
+use crate::plan::{Damage, LineageState};
+use crate::scrubs::Scrubs;
 use crate::store::Store;
 
 /// A lineage with its keys. Cheap to clone.
@@ -97,20 +99,57 @@ impl Lineage {
         LedgerWriter::open(self.context(), opening).await
     }
 
-    /// Reads the pins.
-    pub async fn pins(&self) -> Result<Pins> {
-        let track = Track {
+    fn track(&self, name: TrackName) -> Track {
+        Track {
             store: self.store.clone(),
             keys: self.keys.clone(),
             owner: self.id.0,
-            name: TrackName::Pins(self.id),
+            name,
             entries_per_recap: crate::numbered::ENTRIES_PER_RECAP,
-        };
+        }
+    }
+
+    /// Reads the pins.
+    pub async fn pins(&self) -> Result<Pins> {
+        let track = self.track(TrackName::Pins(self.id));
         Pins::load(track, self.clock.clone(), self.entropy.clone()).await
     }
 
-    /// Everything the ledger and the pins say.
+    /// Reads the log of drills.
+    pub async fn drills(&self) -> Result<Drills> {
+        let track = self.track(TrackName::Drills(self.id));
+        Drills::load(track, self.clock.clone(), self.entropy.clone()).await
+    }
+
+    /// Reads the log of scrubs.
+    pub async fn scrubs(&self) -> Result<Scrubs> {
+        let track = self.track(TrackName::Scrubs(self.id));
+        Scrubs::load(track, self.clock.clone(), self.entropy.clone()).await
+    }
+
+    /// What can be relied on: everything the ledger and the pins say, without what a scrub has found to
+    /// be lost or damaged.
     pub async fn load_state(&self) -> Result<LineageState> {
+        let mut state = self.load_stored_state().await?;
+        state.withdraw(&self.known_damage().await?);
+        Ok(state)
+    }
+
+    /// What scrubs have found lost or damaged. Where their own log is damaged, that is said, and nothing is known:
+    /// whoever restores authenticates what it reads in any case.
+    pub async fn known_damage(&self) -> Result<Vec<Damage>> {
+        match self.scrubs().await {
+            Ok(scrubs) => Ok(scrubs.damage().to_vec()),
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                tracing::warn!(%error, "what scrubs have found is not known");
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Everything the ledger and the pins say, whatever scrubs have found.
+    pub async fn load_stored_state(&self) -> Result<LineageState> {
         let mut state = self.reader().await?.state().clone();
         state.pins = self.pins().await?.all().to_vec();
         Ok(state)

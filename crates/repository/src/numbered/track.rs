@@ -29,6 +29,8 @@ pub(crate) enum TrackName {
     Catalog,
     Ledger(LineageId),
     Pins(LineageId),
+    Drills(LineageId),
+    Scrubs(LineageId),
 }
 
 impl TrackName {
@@ -37,6 +39,8 @@ impl TrackName {
             Self::Catalog => layout::catalog(n),
             Self::Ledger(lineage) => layout::entry(lineage, n),
             Self::Pins(lineage) => layout::pin(lineage, n),
+            Self::Drills(lineage) => layout::drill(lineage, n),
+            Self::Scrubs(lineage) => layout::scrub(lineage, n),
         }
     }
 
@@ -45,6 +49,8 @@ impl TrackName {
             Self::Catalog => ObjectKind::CatalogEntry,
             Self::Ledger(_) => ObjectKind::LedgerEntry,
             Self::Pins(_) => ObjectKind::Pin,
+            Self::Drills(_) => ObjectKind::Drill,
+            Self::Scrubs(_) => ObjectKind::Scrub,
         }
     }
 }

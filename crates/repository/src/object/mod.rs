@@ -62,11 +62,15 @@ pub enum ObjectKind {
     Pack,
     /// The manifest of a base backup.
     Manifest,
+    /// An entry of a lineage's log of drills.
+    Drill,
+    /// An entry of a lineage's log of scrubs.
+    Scrub,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Descriptor,
         Self::KeyRing,
         Self::CatalogEntry,
@@ -77,6 +81,8 @@ impl ObjectKind {
         Self::Pin,
         Self::Pack,
         Self::Manifest,
+        Self::Drill,
+        Self::Scrub,
     ];
 
     /// Its number in the format.
@@ -92,6 +98,8 @@ impl ObjectKind {
             Self::Pin => 8,
             Self::Pack => 9,
             Self::Manifest => 10,
+            Self::Drill => 21,
+            Self::Scrub => 22,
         }
     }
 
@@ -113,6 +121,8 @@ impl ObjectKind {
             Self::Pin => "pin",
             Self::Pack => "pack",
             Self::Manifest => "manifest",
+            Self::Drill => "drill",
+            Self::Scrub => "scrub",
         }
     }
 

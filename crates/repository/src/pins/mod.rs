@@ -155,6 +155,11 @@ impl Pins {
         &self.0.state().standing
     }
 
+    /// The number of the last entry; zero if there is none.
+    pub fn head(&self) -> u64 {
+        self.0.head()
+    }
+
     /// The pin of this name.
     pub fn find(&self, name: &str) -> Result<&PinSummary> {
         (self.all().iter())

@@ -9,6 +9,7 @@
 //! One function, [`Coverage`], decides what log is there without a break, for all of them.
 
 pub mod coverage;
+pub mod damage;
 pub mod resolve;
 pub mod restore;
 pub mod settlement;
@@ -19,6 +20,7 @@ pub mod windows;
 mod tests;
 
 pub use coverage::{Coverage, Leg, Stretch};
+pub use damage::{Damage, DamagedBaseBackup, Fault, LostRange, Part, lost, lost_pins};
 pub use resolve::{
     Located, Lookup, Notice, PlanError, RecordSearch, ResolvedTarget, StepSearch, Target, locate,
     newest_branch, resolve,

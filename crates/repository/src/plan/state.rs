@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use borealis_base::{Branch, LineageId, ObjectId, Position, RecordSpan, Timestamp};
 use bytes::Bytes;
 
+use super::DamagedBaseBackup;
+
 /// A log piece: log bytes `[start, end)` of one branch, stored in one ledger entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PieceSummary {
@@ -204,6 +206,8 @@ pub struct LineageState {
     pub pieces: Vec<PieceSummary>,
     /// Base backups.
     pub base_backups: Vec<BaseBackupSummary>,
+    /// Base backups that a scrub found lost or damaged in part; they are not among the others.
+    pub damaged: Vec<DamagedBaseBackup>,
     /// The newest partial base backup, if no base backup came after it.
     pub partial: Option<PartialSummary>,
     /// Settled moments without log.
@@ -230,6 +234,7 @@ impl LineageState {
             read_back: 0,
             pieces: Vec::new(),
             base_backups: Vec::new(),
+            damaged: Vec::new(),
             partial: None,
             settled: Vec::new(),
             gaps: Vec::new(),
