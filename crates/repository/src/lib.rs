@@ -24,6 +24,7 @@ pub mod open;
 pub mod pages;
 pub mod pins;
 pub mod plan;
+pub mod retention;
 pub mod store;
 pub mod verify;
 pub mod wire;
