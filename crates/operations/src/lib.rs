@@ -7,6 +7,7 @@
 //! - restore ([`restore`]): moment → position → base backup and log → files, control file last → recovery
 //!   → ready. [`wal_fetch`] answers the recovering server.
 //! - [`find`]: log indexes and names → what was dropped, truncated, deleted → the command that restores to before.
+//! - [`retention`]: what is kept, by which promise, what goes when, and what it takes.
 //! - [`snapshot`], [`status`], [`verify`] and [`inspect`] read what the repository holds.
 //!
 //! A [`Site`] is an open repository; everything here starts from one.
@@ -18,6 +19,7 @@ pub mod host;
 pub mod inspect;
 pub mod protect;
 pub mod restore;
+pub mod retention;
 pub mod site;
 pub mod snapshot;
 pub mod status;

@@ -8,6 +8,7 @@ use borealis_base::show_duration;
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy as SlotPolicy;
 use borealis_operations::protect::{Options, Stopped, protect};
+use borealis_operations::retention::NewTerms;
 
 use super::{Context, cluster_name, interrupted};
 use crate::args::{Policy, Protect};
@@ -37,6 +38,10 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
         },
         take_over: args.take_over,
         new_lineage: args.new_lineage,
+        terms: NewTerms {
+            retention: args.retention_days,
+            objectives: args.objectives.into(),
+        },
     };
     let site = context.site().await?;
     let progress = Arc::from(progress::for_this_terminal());

@@ -36,6 +36,7 @@ use super::slot_policy::Policy;
 use super::slot_watch::{SlotWatch, slot_name};
 use super::source::{self, Source, Wanted};
 use crate::error::{Error, Result};
+use crate::retention::NewTerms;
 use crate::site::Site;
 
 /// What `protect` was asked for.
@@ -66,6 +67,8 @@ pub struct Options {
     pub take_over: bool,
     /// Begin a new lineage for a server with another system identifier than the one protected.
     pub new_lineage: bool,
+    /// What is said of the cluster from now on.
+    pub terms: NewTerms,
 }
 
 /// How protection ended, without an error.
@@ -114,6 +117,7 @@ pub async fn protect(
     let mut looked = look_at_source(options, &stop).await?;
     let (mut cluster, mut lineage) =
         find_cluster(site, options, &looked.facts, looked.restored.as_ref()).await?;
+    options.terms.record(site, &cluster).await?;
     let mut notes = Vec::new();
     loop {
         let log_unit = looked.control.wal_segment_size.bytes();
