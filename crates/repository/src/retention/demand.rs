@@ -141,7 +141,7 @@ impl Demands<'_> {
         let mut demand = Demand::nothing(Promise::Young);
         demand.partial = true;
         demand.settled.push(known + 1..=u64::MAX);
-        demand.names = self.names(known + 1, u64::MAX);
+        demand.names = Some(known + 1..=u64::MAX);
         let bases = state.base_backups.iter().map(|base| base.entry);
         demand.bases.extend(bases.filter(|entry| *entry > known));
         let mut ranges: BTreeMap<Branch, (Position, Position)> = BTreeMap::new();
