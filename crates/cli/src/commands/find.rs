@@ -176,6 +176,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use borealis_base::Timestamp;
 
     #[test]
     fn what_came_as_an_option_is_repeated_and_what_came_from_a_variable_is_not() {

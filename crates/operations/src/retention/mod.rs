@@ -405,10 +405,12 @@ impl PlanReport {
             } else {
                 ", which has ended"
             };
-            out += &format!(
-                "\nlineage {}{state}\n{}",
-                lineage.plan.lineage, lineage.plan
-            );
+            let plan = &lineage.plan;
+            out += "\nlineage ";
+            out += &plan.lineage.to_string();
+            out += state;
+            out += "\n";
+            out += &plan.to_string();
             out += "the next 30 days, if it goes on as now:\n";
             let mut any = false;
             for day in lineage.forecast.iter().filter(|day| !day.is_empty()) {

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::site::Site;
 
 /// Bytes of a GB, as prices count them.
-const GIB: f64 = (1_u64 << 30) as f64;
+const GIB: f64 = 1_073_741_824.0;
 /// Days of a month, as prices are compared.
 const DAYS_OF_A_MONTH: f64 = 30.0;
 

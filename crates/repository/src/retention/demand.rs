@@ -126,7 +126,7 @@ impl Demands<'_> {
         let mut demand = self.reaching(Promise::Latest, branch, end, through);
         let first = self.first_entry(&demand.log).unwrap_or(u64::MAX);
         demand.settled.push(first..=u64::MAX);
-        demand.names = self.names(first, u64::MAX);
+        demand.names = Some(self.names(first, u64::MAX));
         if self.terms.standing == Standing::Growing {
             let newest = self.index.state.base_backups.iter().map(|base| base.entry);
             demand.bases.extend(newest.max());
@@ -189,7 +189,7 @@ impl Demands<'_> {
             self.group(&mut demand, branch, &number, first, last);
         }
         let from = (self.first_entry(&demand.log)).map_or(first, |entry| entry.min(first));
-        demand.names = self.names(from, last);
+        demand.names = Some(self.names(from, last));
         demand
     }
 
@@ -316,12 +316,12 @@ impl Demands<'_> {
 
     /// Names that say what the numbers in the log of entries `first` to `last` stood for: those read meanwhile,
     /// the last whole ones before them, and what replaced some of those.
-    fn names(&self, first: u64, last: u64) -> Option<RangeInclusive<u64>> {
+    fn names(&self, first: u64, last: u64) -> RangeInclusive<u64> {
         let before = (self.index.state.names.iter())
             .filter(|names| names.whole && names.entry <= first)
             .map(|names| names.entry)
             .max();
-        Some(before.unwrap_or(first)..=last)
+        before.unwrap_or(first)..=last
     }
 }
 

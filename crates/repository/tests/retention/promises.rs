@@ -7,8 +7,8 @@ use borealis_base::{Branch, LineageId, ObjectId, Position, Timestamp};
 use borealis_repository::catalog::{Cluster, LineageRecord};
 use borealis_repository::plan::{LineageState, ObjectRef, what_a_pin_needs, windows_with};
 use borealis_repository::retention::{
-    Child, Days, Hold, HoldRange, Object, PackUse, Policy, Promise, RetentionPlan, Standing, Terms,
-    forecast, plan, snapshot_bytes, standing,
+    Child, Days, ForecastDay, Hold, HoldRange, Object, PackUse, Policy, Promise, RetentionPlan,
+    Standing, Terms, forecast, plan, snapshot_bytes, standing,
 };
 
 use super::history::{Busy, DAY, HOUR, History, LINEAGE, MINUTE, SECOND, object, resolve_in, span};
@@ -491,7 +491,7 @@ fn after_thirty_five_simulated_days_each_promised_moment_can_be_restored() {
         "{days:#?}"
     );
     assert!(
-        days[10..].iter().all(|day| day.is_empty()),
+        days[10..].iter().all(ForecastDay::is_empty),
         "{:?}",
         &days[10..]
     );
