@@ -144,7 +144,7 @@ impl Ran {
 
 #[test]
 fn help_teaches_with_an_example_for_each_command() {
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 26] = [
         &[],
         &["init"],
         &["check"],
@@ -156,6 +156,17 @@ fn help_teaches_with_an_example_for_each_command() {
         &["snapshot", "create"],
         &["snapshot", "list"],
         &["snapshot", "delete"],
+        &["retention"],
+        &["retention", "set"],
+        &["retention", "show"],
+        &["retention", "plan"],
+        &["hold"],
+        &["hold", "create"],
+        &["hold", "list"],
+        &["hold", "delete"],
+        &["objective"],
+        &["objective", "set"],
+        &["usage"],
         &["verify"],
         &["inspect"],
         &["wal"],
@@ -221,7 +232,23 @@ fn an_empty_value_names_nothing() {
 
 #[test]
 fn malformed_options_are_usage_errors() {
-    let lines: [&[&str]; 18] = [
+    let lines: [&[&str]; 26] = [
+        &["protect", "--retention-days", "0"],
+        &["protect", "--rpo-seconds", "0"],
+        &["retention", "set"],
+        &["retention", "set", "--days", "36"],
+        &["retention", "plan", "--days", "week"],
+        &["hold", "create", "x"],
+        &[
+            "hold",
+            "create",
+            "x",
+            "--reason",
+            "y",
+            "--from",
+            "2 hours ago",
+        ],
+        &["usage", "--price-gb-month", "-1"],
         &["protect", "--flush-interval", "soon"],
         &["protect", "--flush-interval", ""],
         &["protect", "--base-backup-every-log", "much"],
@@ -605,7 +632,8 @@ async fn a_cluster_of_which_nothing_is_stored_is_shown_as_that() {
     for word in [
         "not yet",
         "nothing can be restored yet",
-        "retention is not implemented",
+        "any second of the last 1 day: nothing can be restored yet",
+        "nothing is deleted yet",
     ] {
         assert!(shown.contains(word), "{word:?} is not in:\n{shown}");
     }

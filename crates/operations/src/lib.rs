@@ -9,6 +9,7 @@
 //! - [`find`]: log indexes and names → what was dropped, truncated, deleted → the command that restores to before.
 //! - [`drill`]: random moment → restore into a scratch directory, isolated → checks → recovery time, recorded.
 //! - [`scrub`]: everything live, slowly and for ever → damage → what it costs, and what heals it.
+//! - [`retention`]: what is kept, by which promise, what goes when, and what it takes.
 //! - [`snapshot`], [`status`], [`verify`] and [`inspect`] read what the repository holds.
 //!
 //! A [`Site`] is an open repository; everything here starts from one.
@@ -21,6 +22,7 @@ pub mod host;
 pub mod inspect;
 pub mod protect;
 pub mod restore;
+pub mod retention;
 pub mod scrub;
 pub mod site;
 pub mod snapshot;

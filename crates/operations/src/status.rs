@@ -27,6 +27,7 @@ use crate::base_backup::facts::{DamagedPage, ServerState};
 use crate::drill::{DrillSummary, complaints, last_run};
 use crate::error::Result;
 use crate::protect::{control, process_of};
+use crate::retention::{PromiseStatus, missed_recovery_point, promise_status};
 use crate::site::Site;
 
 /// Damaged pages that a note names; more are counted.
@@ -62,6 +63,8 @@ pub struct ClusterStatus {
     pub lag_seconds: Option<f64>,
     /// What can be restored.
     pub windows: Vec<WindowStatus>,
+    /// What is promised of the window, and whether it is met; `None` where only the ledger was looked at.
+    pub promise: Option<PromiseStatus>,
     /// How many base backups there are.
     pub base_backups: usize,
     /// The newest base backup.
@@ -193,6 +196,13 @@ impl ClusterStatus {
             _ => "  latest        nothing can be restored yet".to_owned(),
         });
         lines.extend(self.windows.iter().flat_map(WindowStatus::lines));
+        if let Some(promise) = &self.promise {
+            lines.push(format!("  promise       {}", promise.line()));
+            if !promise.holds.is_empty() {
+                lines.push(format!("  holds         {}", promise.holds.join(", ")));
+            }
+            lines.extend(objectives_line(promise));
+        }
         for gap in &self.gaps {
             lines.push(format!(
                 "  gap           {} to {}: {}",
@@ -303,6 +313,23 @@ impl WindowStatus {
     }
 }
 
+/// What recovery is to achieve, where somebody has said so.
+fn objectives_line(promise: &PromiseStatus) -> Option<String> {
+    let seconds = |what: &str, seconds: Option<u64>| {
+        let shown = borealis_base::show_duration(Duration::from_secs(seconds?));
+        Some(format!("{what} {shown}"))
+    };
+    let wanted = promise.objectives;
+    let all: Vec<String> = [
+        seconds("recovery point", wanted.recovery_point_seconds),
+        seconds("recovery time", wanted.recovery_time_seconds),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!all.is_empty()).then(|| format!("  objectives    {}", all.join(", ")))
+}
+
 /// Looks at the cluster named, or at all. Where its `protect` runs on this machine, that is asked first
 /// to settle the present, so that the latest restorable time of an idle cluster follows the clock.
 pub async fn load(site: &Site, cluster: Option<&str>) -> Result<StatusReport> {
@@ -357,13 +384,23 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
     if let Some(base) = newest {
         notes.extend(damage_note(&lineage, base).await?);
     }
-    notes.push("nothing expires yet: retention is not implemented".to_owned());
-    let status = summarise(&cluster.name, &state, &windows, protector, notes, now);
+    notes.push(
+        "nothing is deleted yet; borealis retention plan shows what no promise holds".to_owned(),
+    );
+    let mut status = summarise(&cluster.name, &state, &windows, protector, notes, now);
+    if state.retired.is_none() {
+        let missed = missed_recovery_point(&cluster.objectives, status.lag_seconds);
+        status.notes.extend(missed);
+    }
+    let spans: Vec<_> = (windows.iter())
+        .filter_map(|window| Some((window.earliest.time?, window.latest.time?)))
+        .collect();
     Ok(ClusterStatus {
         base_backup_states: base_backup_states(&stored, &state, scrubs.as_ref(), drills),
         last_drill: last_run(drills).map(DrillSummary::from),
         scrub: scrubs.as_ref().map(scrub_status).unwrap_or_default(),
         damage: damage_status(&lineage, &stored, standing).await?,
+        promise: Some(promise_status(cluster, &spans, now)),
         earlier_lineages: earlier_lineages(site, cluster).await?,
         single_writer,
         requests: asked.usage,
@@ -587,6 +624,7 @@ fn summarise(
         latest_restorable_time: latest,
         lag_seconds: latest.map(|latest| now.since(latest).as_secs_f64()),
         windows: windows.iter().map(window_status).collect(),
+        promise: None,
         base_backups: state.base_backups.len(),
         last_base_backup: newest_base_backup(state).map(|base| BaseBackupStatus {
             start: base.start,

@@ -151,6 +151,27 @@ fn show_catalog(body: &CatalogBody) -> Value {
             "engine": opaque(engine),
         }}),
         CatalogBody::ClusterRetired { cluster } => json!({"cluster_retired": {"cluster": cluster}}),
+        CatalogBody::RetentionSet { cluster, days } => {
+            json!({"retention_set": {"cluster": cluster, "days": days}})
+        }
+        CatalogBody::HoldCreated {
+            cluster,
+            name,
+            reason,
+            range,
+            until,
+        } => json!({"hold_created": {
+            "cluster": cluster, "name": name, "reason": reason, "range": range, "until": until,
+        }}),
+        CatalogBody::HoldDeleted {
+            cluster,
+            name,
+            number,
+        } => json!({"hold_deleted": {"cluster": cluster, "name": name, "number": number}}),
+        CatalogBody::ObjectivesSet {
+            cluster,
+            objectives,
+        } => json!({"objectives_set": {"cluster": cluster, "objectives": objectives}}),
     }
 }
 

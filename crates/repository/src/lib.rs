@@ -25,6 +25,7 @@ pub mod open;
 pub mod pages;
 pub mod pins;
 pub mod plan;
+pub mod retention;
 pub mod scrub;
 pub mod scrubs;
 pub mod store;

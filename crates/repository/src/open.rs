@@ -371,6 +371,21 @@ impl Repository {
             .map(|_| ())
     }
 
+    /// Appends what `decide` makes of the cluster as it stands; returns the entry's number.
+    pub(crate) async fn change(
+        &self,
+        name: &str,
+        decide: impl Fn(&Cluster) -> Result<CatalogBody>,
+    ) -> Result<u64> {
+        let mut catalog = self.catalog.lock().await;
+        catalog
+            .append(|state| {
+                let cluster = state.live(name).ok_or_else(|| no_cluster(name))?;
+                Ok(decide(cluster)?.encode())
+            })
+            .await
+    }
+
     /// Opens a lineage of the catalog.
     pub async fn lineage(&self, lineage: LineageId) -> Result<Lineage> {
         let mut catalog = self.catalog.lock().await;

@@ -423,3 +423,79 @@ async fn every_object_can_be_inspected_with_and_without_keys() {
     ];
     assert!(kinds.iter().map(String::as_str).eq(expected), "{kinds:?}");
 }
+
+#[tokio::test]
+async fn the_last_thing_said_of_a_cluster_counts_for_every_reader() {
+    use borealis_repository::catalog::{NewHold, Objectives};
+    use borealis_repository::retention::{Days, HoldRange};
+    let store = Arc::new(MemoryStore::default());
+    let key = FileKey::in_memory(&SystemEntropy);
+    let one = Repository::init(environment(store.clone(), 1), &[&key])
+        .await
+        .unwrap();
+    let two = Repository::open(environment(store.clone(), 2), &key)
+        .await
+        .unwrap();
+    one.create_cluster("shop", Bytes::new()).await.unwrap();
+    assert_eq!(two.cluster("shop").await.unwrap().retention, None);
+    one.set_retention("shop", Days::new(7).unwrap())
+        .await
+        .unwrap();
+    two.set_retention("shop", Days::new(3).unwrap())
+        .await
+        .unwrap();
+    let wanted = Objectives {
+        recovery_point_seconds: Some(60),
+        recovery_time_seconds: None,
+    };
+    one.set_objectives("shop", wanted).await.unwrap();
+    let hold = |name: &str, range| NewHold {
+        name: name.to_owned(),
+        reason: "lawsuit".to_owned(),
+        range,
+        until: None,
+    };
+    let moments = HoldRange::Moments(Timestamp(1), Timestamp(2));
+    one.create_hold("shop", hold("a", HoldRange::Everything))
+        .await
+        .unwrap();
+    two.create_hold("shop", hold("b", moments)).await.unwrap();
+    let taken = two
+        .create_hold("shop", hold("a", moments))
+        .await
+        .unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Refused);
+    one.delete_hold("shop", "a").await.unwrap();
+    assert_eq!(
+        two.delete_hold("shop", "a").await.unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
+    let three = Repository::open(environment(store.clone(), 3), &key)
+        .await
+        .unwrap();
+    let shop = three.cluster("shop").await.unwrap();
+    assert_eq!(shop.retention, Days::new(3).ok());
+    assert_eq!(shop.objectives, wanted);
+    let holds: Vec<_> = shop
+        .holds
+        .iter()
+        .map(|hold| (hold.name.as_str(), hold.range))
+        .collect();
+    assert_eq!(holds, [("b", moments)]);
+
+    let ended = NewHold {
+        until: Some(Timestamp(i64::MIN)),
+        ..hold("c", HoldRange::Everything)
+    };
+    let backwards = hold("c", HoldRange::Moments(Timestamp(2), Timestamp(1)));
+    let unnamed = hold(" c", HoldRange::Everything);
+    let unreasoned = NewHold {
+        reason: " ".to_owned(),
+        ..hold("c", HoldRange::Everything)
+    };
+    for bad in [ended, backwards, unnamed, unreasoned] {
+        let refused = one.create_hold("shop", bad).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Usage, "{refused}");
+    }
+    assert!(Days::new(0).is_err() && Days::new(36).is_err());
+}

@@ -3,16 +3,13 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use borealis_base::Timestamp;
 use borealis_operations::find::report::{FindReport, Found, FoundObject};
 use borealis_operations::find::{Request, find};
-use jiff::tz::TimeZone;
 
-use super::{Context, cluster_name};
+use super::{Context, cluster_name, parse_moment};
 use crate::args::{Find, Global};
 use crate::failure::Failure;
 use crate::output::{self, table};
-use crate::target::{self, To};
 
 /// Names shown of one event; more are counted.
 const NAMES_MAX: usize = 3;
@@ -36,16 +33,6 @@ pub async fn run(context: &Context, args: &Find) -> Result<ExitCode, Failure> {
     let report = find(&context.site().await?, &request).await?;
     output::answer(context.global.json, &report, text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn parse_moment(option: &str, text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
-    match target::parse(text, now, &TimeZone::system()) {
-        Ok(To::Time(time)) => Ok(time),
-        Ok(_) => Err(Failure::usage(format!("{option} `{text}` is not a time")).hint(
-            "Write an RFC 3339 time (2026-11-21T08:15:00Z), a local time (2026-11-21 08:15:00) or `2 hours ago`.",
-        )),
-        Err(error) => Err(Failure::usage(error.to_string().replacen("--to", option, 1))),
-    }
 }
 
 /// The words that run `restore` as this command was run: what came from the surroundings is there then,
@@ -189,6 +176,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use borealis_base::Timestamp;
 
     #[test]
     fn what_came_as_an_option_is_repeated_and_what_came_from_a_variable_is_not() {

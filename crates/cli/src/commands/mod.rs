@@ -3,15 +3,19 @@
 mod check;
 mod drill;
 mod find;
+mod hold;
 mod init;
 mod inspect;
+mod objective;
 mod protect;
 mod repository;
 mod restore;
+mod retention;
 mod scrub;
 mod snapshot;
 mod status;
 mod unprotect;
+mod usage;
 mod verify;
 mod wal;
 
@@ -20,17 +24,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use borealis_base::{Clock, Entropy, ErrorKind, SystemClock, SystemEntropy};
+use borealis_base::{Clock, Entropy, ErrorKind, SystemClock, SystemEntropy, Timestamp};
 use borealis_operations::Site;
 use borealis_pg_server::ConnInfo;
 use borealis_repository::catalog::check_cluster_name;
 use borealis_repository::store::Outfit;
+use jiff::tz::TimeZone;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Cli, ClusterArg, Command, Global, SourceArgs};
 use crate::config::{self, Config};
 use crate::failure::{Failure, exit_code};
+use crate::target::{self, To};
 
 /// What a command works with.
 pub struct Context {
@@ -93,6 +99,10 @@ async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Failu
         // It records how far it has come when it is stopped.
         Command::Scrub(args) => scrub::run(context, &args).await,
         Command::Snapshot(args) => context.interruptible(snapshot::run(context, &args)).await,
+        Command::Retention(args) => context.interruptible(retention::run(context, &args)).await,
+        Command::Hold(args) => context.interruptible(hold::run(context, &args)).await,
+        Command::Objective(args) => context.interruptible(objective::run(context, &args)).await,
+        Command::Usage(args) => context.interruptible(usage::run(context, &args)).await,
         Command::Verify(args) => context.interruptible(verify::run(context, &args)).await,
         Command::Repository(args) => context.interruptible(repository::run(context, &args)).await,
         Command::Inspect(args) => context.interruptible(inspect::run(context, &args)).await,
@@ -213,6 +223,17 @@ pub fn cluster_name(arg: &ClusterArg) -> Result<Option<&str>, Failure> {
     let name = arg.cluster.as_deref();
     name.map_or(Ok(()), check_cluster_name)?;
     Ok(name)
+}
+
+/// The moment that an option names.
+pub fn parse_moment(option: &str, text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
+    match target::parse(text, now, &TimeZone::system()) {
+        Ok(To::Time(time)) => Ok(time),
+        Ok(_) => Err(Failure::usage(format!("{option} `{text}` is not a time")).hint(
+            "Write an RFC 3339 time (2026-11-21T08:15:00Z), a local time (2026-11-21 08:15:00) or `2 hours ago`.",
+        )),
+        Err(error) => Err(Failure::usage(error.to_string().replacen("--to", option, 1))),
+    }
 }
 
 /// An absolute form of a path, for answers.

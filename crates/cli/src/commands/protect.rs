@@ -10,6 +10,7 @@ use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy as SlotPolicy;
 use borealis_operations::protect::upkeep::UpkeepOptions;
 use borealis_operations::protect::{Options, Stopped, protect};
+use borealis_operations::retention::NewTerms;
 
 use super::{Context, cluster_name, interrupted};
 use crate::args::{Global, Policy, Protect};
@@ -45,6 +46,10 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
             drill_every: args.drill_every.0,
             drill_directory: args.drill_dir,
             drill_command: drill_command(&context.global),
+        },
+        terms: NewTerms {
+            retention: args.retention_days,
+            objectives: args.objectives.into(),
         },
     };
     let site = context.site().await?;

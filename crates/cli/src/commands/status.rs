@@ -53,6 +53,7 @@ mod tests {
             latest_restorable_time: None,
             lag_seconds,
             windows: Vec::new(),
+            promise: None,
             base_backups: 0,
             last_base_backup: None,
             snapshots: 0,

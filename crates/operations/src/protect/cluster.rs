@@ -123,19 +123,9 @@ mod tests {
     use super::*;
     use crate::restore::recovery_file::State;
     use borealis_base::{Branch, LineageId, Position, Timestamp};
-    use borealis_repository::catalog::LineageRecord;
 
     fn cluster(lineage: LineageId) -> Cluster {
-        Cluster {
-            name: "sales".to_owned(),
-            engine: bytes::Bytes::new(),
-            lineages: vec![LineageRecord {
-                lineage,
-                parent: None,
-                added_at: Timestamp(0),
-            }],
-            retired_at: None,
-        }
+        Cluster::new("sales", lineage, Timestamp(0))
     }
 
     /// It has its parent's system identifier and, until it is promoted again, its timelines.

@@ -40,6 +40,7 @@ use super::upkeep::damage::KnownDamage;
 use super::upkeep::turns::Turns;
 use super::upkeep::{Upkeep, UpkeepOptions};
 use crate::error::{Error, Result};
+use crate::retention::NewTerms;
 use crate::site::Site;
 
 /// What `protect` was asked for.
@@ -72,6 +73,8 @@ pub struct Options {
     pub new_lineage: bool,
     /// What is done besides, in the background.
     pub upkeep: UpkeepOptions,
+    /// What is said of the cluster from now on.
+    pub terms: NewTerms,
 }
 
 /// How protection ended, without an error.
@@ -122,6 +125,7 @@ pub async fn protect(
     let mut looked = look_at_source(options, &stop).await?;
     let (mut cluster, mut lineage) =
         find_cluster(site, options, &looked.facts, looked.restored.as_ref()).await?;
+    options.terms.record(site, &cluster).await?;
     let mut notes = Vec::new();
     loop {
         let log_unit = looked.control.wal_segment_size.bytes();

@@ -79,6 +79,7 @@ pub fn options(server: &TestServer) -> protect::Options {
             every: Duration::from_secs(3600),
         },
         resumable_every: ByteLen(1 << 30),
+        terms: borealis_operations::retention::NewTerms::default(),
         policy: Policy::Primary,
         take_over: false,
         new_lineage: false,

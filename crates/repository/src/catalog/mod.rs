@@ -2,14 +2,17 @@
 
 mod lineage;
 mod message;
+mod terms;
 
 use borealis_base::{Branch, LineageId, Position, Timestamp};
 use bytes::Bytes;
 
 pub use lineage::Lineage;
 pub(crate) use message::CatalogBody;
+pub use terms::{HOLD_NAME_BYTES_MAX, HOLD_REASON_BYTES_MAX, NewHold, Objectives};
 
 use crate::numbered::{Item, Logged};
+use crate::retention::{Days, Hold};
 use crate::{Error, Result, layout};
 
 /// Longest name of a cluster.
@@ -49,9 +52,32 @@ pub struct Cluster {
     pub lineages: Vec<LineageRecord>,
     /// When it was retired.
     pub retired_at: Option<Timestamp>,
+    /// For how many days its window is promised, where that was said.
+    pub retention: Option<Days>,
+    /// Holds that were made and not deleted; some may have ended.
+    pub holds: Vec<Hold>,
+    /// What recovery is to achieve.
+    pub objectives: Objectives,
 }
 
 impl Cluster {
+    /// A new cluster with its first lineage, entered at `added_at`.
+    pub fn new(name: impl Into<String>, lineage: LineageId, added_at: Timestamp) -> Self {
+        Self {
+            name: name.into(),
+            engine: Bytes::new(),
+            lineages: vec![LineageRecord {
+                lineage,
+                parent: None,
+                added_at,
+            }],
+            retired_at: None,
+            retention: None,
+            holds: Vec::new(),
+            objectives: Objectives::default(),
+        }
+    }
+
     /// The lineage that was entered last.
     pub fn newest_lineage(&self) -> &LineageRecord {
         self.lineages
@@ -107,14 +133,8 @@ impl Logged for CatalogState {
                     ));
                 }
                 self.clusters.push(Cluster {
-                    name: cluster,
                     engine,
-                    lineages: vec![LineageRecord {
-                        lineage,
-                        parent: None,
-                        added_at,
-                    }],
-                    retired_at: None,
+                    ..Cluster::new(cluster, lineage, added_at)
                 });
             }
             CatalogBody::LineageAdded {
@@ -140,6 +160,48 @@ impl Logged for CatalogState {
                     return unknown(&cluster);
                 };
                 found.retired_at = Some(added_at);
+            }
+            CatalogBody::RetentionSet { cluster, days } => {
+                let Some(found) = self.live_mut(&cluster) else {
+                    return unknown(&cluster);
+                };
+                found.retention = Some(days);
+            }
+            CatalogBody::HoldCreated {
+                cluster,
+                name,
+                reason,
+                range,
+                until,
+            } => {
+                let Some(found) = self.live_mut(&cluster) else {
+                    return unknown(&cluster);
+                };
+                found.holds.push(Hold {
+                    number: item.head.number,
+                    name,
+                    reason,
+                    range,
+                    until,
+                    created_at: added_at,
+                });
+            }
+            CatalogBody::HoldDeleted {
+                cluster, number, ..
+            } => {
+                let Some(found) = self.live_mut(&cluster) else {
+                    return unknown(&cluster);
+                };
+                found.holds.retain(|hold| hold.number != number);
+            }
+            CatalogBody::ObjectivesSet {
+                cluster,
+                objectives,
+            } => {
+                let Some(found) = self.live_mut(&cluster) else {
+                    return unknown(&cluster);
+                };
+                found.objectives = objectives;
             }
         }
         Ok(())

@@ -73,7 +73,7 @@ fn candidates(state: &LineageState) -> Vec<Candidate> {
 }
 
 /// The position on the path of `branch` up to which it shares the log with `position` of `other`.
-fn meeting(
+pub(crate) fn meeting(
     state: &LineageState,
     branch: Branch,
     other: Branch,
