@@ -14,6 +14,7 @@
 pub mod catalog;
 pub mod error;
 pub mod inspect;
+mod keychain;
 mod keyring;
 pub mod layout;
 pub mod ledger;
@@ -24,11 +25,14 @@ pub mod open;
 pub mod pages;
 pub mod pins;
 pub mod plan;
+mod recipients;
 pub mod store;
 pub mod verify;
 pub mod wire;
 
 pub use catalog::{Cluster, Lineage, Parent};
 pub use error::{Error, Result};
+pub use keychain::{DATA_KEY_AGE_MAX, DATA_KEY_BYTES_MAX, RecipientState};
 pub use keyring::Recipient;
 pub use open::{Descriptor, Environment, Repository, describe};
+pub use recipients::sealed_since;

@@ -210,7 +210,7 @@ impl Site {
         let mut command = Command::new(&self.program);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if ["PG", "BOREALIS_", "AWS_"]
+            if ["PG", "BOREALIS_", "AWS_", "VAULT_"]
                 .iter()
                 .any(|theirs| name.starts_with(theirs))
             {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use borealis_base::show_duration;
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy as SlotPolicy;
-use borealis_operations::protect::{Options, Stopped, protect};
+use borealis_operations::protect::{KeyPatience, Options, Stopped, protect};
 
 use super::{Context, cluster_name, interrupted};
 use crate::args::{Policy, Protect};
@@ -34,6 +34,10 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
         policy: match args.protect {
             Policy::Primary => SlotPolicy::Primary,
             Policy::Continuity => SlotPolicy::Continuity,
+        },
+        key_patience: KeyPatience {
+            interval: args.key_check_interval,
+            outage_max: args.key_outage_max,
         },
         take_over: args.take_over,
         new_lineage: args.new_lineage,
@@ -63,6 +67,7 @@ fn refuse_unusable(args: &Protect) -> Result<(), Failure> {
     }
     let zero = [
         ("--flush-interval", args.flush_interval.is_zero()),
+        ("--key-check-interval", args.key_check_interval.is_zero()),
         ("--base-backup-every", args.base_backup_every.is_zero()),
         ("--base-backup-every-log", args.base_backup_every_log.0 == 0),
         (

@@ -31,6 +31,7 @@ pub mod control;
 pub mod cutter;
 mod epoch;
 mod follow;
+mod key_watch;
 pub mod ledger;
 pub mod log_frame;
 pub mod names;
@@ -50,5 +51,6 @@ mod unfenced;
 mod unprotect;
 
 pub(crate) use epoch::process_of;
+pub use key_watch::KeyPatience;
 pub use supervise::{Options, Stopped, protect};
 pub use unprotect::unprotect;

@@ -1,6 +1,6 @@
 //! What a restore will do, worked out before anything is written.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,7 +126,7 @@ pub struct Prepared {
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) server: ServerState,
     pub(super) replayed: Replayed,
-    pub(super) key_file: PathBuf,
+    pub(super) key_file: Option<PathBuf>,
 }
 
 impl Prepared {
@@ -220,7 +220,7 @@ pub async fn prepare_lineage(
         fetcher,
         server,
         replayed,
-        key_file: site.key_file.clone(),
+        key_file: site.key.key_file().map(Path::to_owned),
     })
 }
 

@@ -331,6 +331,7 @@ mod tests {
             lineage: LineageId([7; 16]),
             repository: "/srv/backup".into(),
             key_file: None,
+            key: None,
             branch: Branch(1),
             log_start: Position(0x0100_0028),
             log_in_place: Some(CUT),
