@@ -182,7 +182,10 @@ impl Said {
 
 /// The forms in which a secret could show.
 fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
-    let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = secret.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
     let base64 = STANDARD.encode(secret);
     vec![
         secret.to_vec(),

@@ -18,6 +18,7 @@ use crate::keyring::{
 };
 use crate::numbered::highest;
 use crate::open::Environment;
+use crate::recipients::Change;
 use crate::store::{Created, Store};
 use crate::{Error, Result, layout};
 
@@ -244,16 +245,13 @@ impl Keychain {
         create_own(&*self.store, name, bytes).await
     }
 
-    /// Makes the next ring of the repository by `change`, which says whether there is anything to change.
-    pub(crate) async fn amend<C>(&self, mut change: C) -> Result<bool>
-    where
-        C: AsyncFnMut(&mut Draft) -> Result<bool>,
-    {
+    /// Makes the next ring of the repository by `change`; false where there is nothing to change.
+    pub(crate) async fn amend(&self, change: &Change<'_>) -> Result<bool> {
         for _ in 0..RACES_MAX {
             let ring = newest_ring(&*self.store, self.repository, self.number()).await?;
             let open = open_with(&ring, self.repository, &*self.provider).await?;
             let mut draft = ring.next(open)?;
-            if !change(&mut draft).await? {
+            if !change.apply(self, &mut draft).await? {
                 return Ok(false);
             }
             let name = layout::catalog_keys(draft.number);

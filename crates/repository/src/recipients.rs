@@ -10,7 +10,8 @@ use borealis_base::Timestamp;
 use borealis_keys::{DataKeys, KeyId, KeyProvider};
 
 use crate::catalog::Lineage;
-use crate::keychain::{RecipientState, is_due};
+use crate::keychain::{Keychain, RecipientState, is_due};
+use crate::keyring::{Draft, OwnerWrap};
 use crate::open::Repository;
 use crate::plan::LineageState;
 use crate::{Error, Result};
@@ -28,6 +29,89 @@ pub fn sealed_since(state: &LineageState, since: Timestamp) -> u64 {
         .take_while(|backup| backup.recorded_at >= since)
         .map(|backup| backup.new_bytes);
     pieces.chain(names).chain(backups).sum()
+}
+
+/// What is to be changed in the repository's ring.
+pub(crate) enum Change<'a> {
+    /// One more recipient.
+    Add(&'a dyn KeyProvider),
+    /// One less.
+    Remove(KeyId),
+    /// The recipient at hand wraps anew.
+    Rewrap,
+    /// The repository's key and the catalog's data key are followed by others, and these root keys wrap for
+    /// the recipients that are not at hand.
+    Renew(&'a [Arc<dyn KeyProvider>]),
+    /// No lineage needs the former keys any more.
+    EndRenewal,
+    /// The catalog's data key is followed by another, if it has come of age.
+    NextDataKey,
+}
+
+impl Change<'_> {
+    /// Changes what the next ring is made of; false where there is nothing to change.
+    pub(crate) async fn apply(&self, keychain: &Keychain, draft: &mut Draft) -> Result<bool> {
+        let before = draft.wraps.len();
+        match self {
+            Self::Add(provider) => {
+                let key = provider.key_id();
+                if draft.wraps.iter().any(|wrap| wrap.recipient.key == key) {
+                    return Ok(false);
+                }
+                let wrap = keychain.wrap_for(draft, *provider).await?;
+                draft.wraps.push(wrap);
+            }
+            Self::Remove(key) => {
+                draft.wraps.retain(|wrap| wrap.recipient.key != *key);
+                return Ok(draft.wraps.len() < before);
+            }
+            Self::Rewrap => {
+                let own = keychain.provider_id();
+                let fresh = keychain.wrap_for(draft, &**keychain.provider()).await?;
+                for wrap in &mut draft.wraps {
+                    if wrap.recipient.key == own {
+                        *wrap = fresh.clone();
+                    }
+                }
+            }
+            Self::Renew(others) => {
+                let former = std::mem::replace(&mut draft.owner_key, keychain.new_owner_key());
+                draft.former_keys.insert(0, former);
+                draft.data_keys = next_keys(&draft.data_keys, keychain.new_data_key());
+                draft.wraps = wrap_for_all(keychain, draft, others).await?;
+            }
+            Self::EndRenewal => draft.former_keys.clear(),
+            Self::NextDataKey => {
+                if !is_due(draft.data_keys.current().created, 0, keychain.now()) {
+                    return Ok(false);
+                }
+                draft.data_keys = next_keys(&draft.data_keys, keychain.new_data_key());
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Wraps the new key of the repository for each of its recipients.
+async fn wrap_for_all(
+    keychain: &Keychain,
+    draft: &Draft,
+    others: &[Arc<dyn KeyProvider>],
+) -> Result<Vec<OwnerWrap>> {
+    let mut wraps = Vec::with_capacity(draft.wraps.len());
+    for wrap in &draft.wraps {
+        let wanted = wrap.recipient.key;
+        let mut known = std::iter::once(keychain.provider()).chain(others);
+        let provider = known.find(|provider| provider.key_id() == wanted);
+        let provider = provider.ok_or_else(|| {
+            Error::refused(
+                format!("{} is a recipient too, and is not at hand", wrap.recipient),
+                "Name it with --recipient, or remove it from the recipients first.",
+            )
+        })?;
+        wraps.push(keychain.wrap_for(draft, &**provider).await?);
+    }
+    Ok(wraps)
 }
 
 impl Repository {
@@ -55,19 +139,7 @@ impl Repository {
     /// # Errors
     /// Whatever its service says; nothing is written then.
     pub async fn add_recipient(&self, provider: Arc<dyn KeyProvider>) -> Result<bool> {
-        let keychain = self.keychain();
-        keychain
-            .amend(async |draft| {
-                let mut wraps = draft.wraps.iter();
-                if wraps.any(|wrap| wrap.recipient.key == provider.key_id()) {
-                    return Ok(false);
-                }
-                draft
-                    .wraps
-                    .push(keychain.wrap_for(draft, &*provider).await?);
-                Ok(true)
-            })
-            .await
+        self.keychain().amend(&Change::Add(&*provider)).await
     }
 
     /// Lets a key open no newer ring.
@@ -82,12 +154,7 @@ impl Repository {
                 "Open it with the key of a recipient that stays: that shows that one is left.",
             ));
         }
-        let amended = self.keychain().amend(async |draft| {
-            let before = draft.wraps.len();
-            draft.wraps.retain(|wrap| wrap.recipient.key != key);
-            Ok(draft.wraps.len() < before)
-        });
-        if amended.await? {
+        if self.keychain().amend(&Change::Remove(key)).await? {
             return Ok(());
         }
         Err(Error::NotFound {
@@ -97,20 +164,7 @@ impl Repository {
 
     /// Has the key that opened this wrap the repository's key anew, with its service's newest version.
     pub async fn rewrap(&self) -> Result<()> {
-        let keychain = self.keychain();
-        let own = keychain.provider_id();
-        keychain
-            .amend(async |draft| {
-                let fresh = keychain.wrap_for(draft, &**keychain.provider()).await?;
-                for wrap in &mut draft.wraps {
-                    if wrap.recipient.key == own {
-                        *wrap = fresh.clone();
-                    }
-                }
-                Ok(true)
-            })
-            .await
-            .map(|_| ())
+        self.keychain().amend(&Change::Rewrap).await.map(|_| ())
     }
 
     /// Makes every key below the root keys anew, so that what is sealed from now on opens with none that was
@@ -123,28 +177,7 @@ impl Repository {
     /// Refused where a recipient is not among `others`; nothing is written then.
     pub async fn renew(&self, others: &[Arc<dyn KeyProvider>]) -> Result<()> {
         let keychain = self.keychain();
-        keychain
-            .amend(async |draft| {
-                let former = std::mem::replace(&mut draft.owner_key, keychain.new_owner_key());
-                draft.former_keys.insert(0, former);
-                draft.data_keys = next_keys(&draft.data_keys, keychain.new_data_key());
-                let mut wraps = Vec::with_capacity(draft.wraps.len());
-                for wrap in &draft.wraps {
-                    let wanted = wrap.recipient.key;
-                    let mut known = std::iter::once(keychain.provider()).chain(others);
-                    let provider = known.find(|provider| provider.key_id() == wanted);
-                    let provider = provider.ok_or_else(|| {
-                        Error::refused(
-                            format!("{} is a recipient too, and is not at hand", wrap.recipient),
-                            "Name it with --recipient, or remove it from the recipients first.",
-                        )
-                    })?;
-                    wraps.push(keychain.wrap_for(draft, &**provider).await?);
-                }
-                draft.wraps = wraps;
-                Ok(true)
-            })
-            .await?;
+        keychain.amend(&Change::Renew(others)).await?;
         for cluster in self.clusters().await? {
             for record in &cluster.lineages {
                 let lineage = record.lineage;
@@ -158,13 +191,7 @@ impl Repository {
                     .await?;
             }
         }
-        keychain
-            .amend(async |draft| {
-                draft.former_keys.clear();
-                Ok(true)
-            })
-            .await
-            .map(|_| ())
+        keychain.amend(&Change::EndRenewal).await.map(|_| ())
     }
 
     /// Has another data key seal what is new in the catalog and in `lineage`, where the present one has come
@@ -173,15 +200,7 @@ impl Repository {
         let keychain = self.keychain();
         let due = |keys: &DataKeys, sealed| is_due(keys.current().created, sealed, keychain.now());
         if due(keychain.catalog_keys(), 0) {
-            keychain
-                .amend(async |draft| {
-                    let due = due(&draft.data_keys, 0);
-                    if due {
-                        draft.data_keys = next_keys(&draft.data_keys, keychain.new_data_key());
-                    }
-                    Ok(due)
-                })
-                .await?;
+            keychain.amend(&Change::NextDataKey).await?;
         }
         if !due(lineage.keys(), sealed_bytes) {
             return Ok(false);
@@ -215,7 +234,7 @@ fn next_keys(keys: &DataKeys, current: borealis_keys::DataKey) -> DataKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keyring::{Draft, wrap_for_repository};
+    use crate::keyring::wrap_for_repository;
     use crate::layout;
     use crate::open::Environment;
     use crate::store::{MemoryStore, Store};

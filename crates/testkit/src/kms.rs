@@ -4,6 +4,7 @@
 //! verifies each signature by an implementation of its own, refuses what AWS refuses in the states of a key,
 //! with AWS's errors, and fails on demand.
 
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -224,7 +225,10 @@ fn header(headers: &HeaderMap, name: &str) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 fn sign(key: &[u8], text: &str) -> Vec<u8> {
@@ -252,9 +256,11 @@ fn verify(head: &Parts, body: &Bytes) -> Result<(), String> {
     }
     let mut canonical = format!("{}\n/\n\n", head.method);
     for name in signed.split(';') {
-        canonical += &format!("{name}:{}\n", header(&head.headers, name).trim());
+        let value = header(&head.headers, name);
+        let _ = writeln!(canonical, "{name}:{}", value.trim());
     }
-    canonical += &format!("\n{signed}\n{}", hex(digest(&SHA256, body).as_ref()));
+    let payload = hex(digest(&SHA256, body).as_ref());
+    let _ = write!(canonical, "\n{signed}\n{payload}");
     let hash = hex(digest(&SHA256, canonical.as_bytes()).as_ref());
     let date = header(&head.headers, "x-amz-date");
     let text = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{hash}");

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::output::{self, table};
 
 #[derive(Serialize)]
-struct Keys {
+struct Listed {
     repository: String,
     recipients: Vec<RecipientLine>,
     data_keys: Vec<DataKeyLine>,
@@ -182,7 +182,7 @@ fn key_stays(failure: Failure, file: Option<String>) -> Failure {
     ))
 }
 
-async fn list(repository: &Repository, notes: Vec<String>) -> Result<Keys, Failure> {
+async fn list(repository: &Repository, notes: Vec<String>) -> Result<Listed, Failure> {
     let now = repository.environment().clock.now();
     let states = repository.recipients().await?;
     let recipients = (states.into_iter())
@@ -204,11 +204,16 @@ async fn list(repository: &Repository, notes: Vec<String>) -> Result<Keys, Failu
     for cluster in repository.clusters().await? {
         for record in &cluster.lineages {
             let lineage = repository.lineage(record.lineage).await?;
-            let id = Some(record.lineage.to_string());
-            data_keys.extend(data_key_lines(Some(&cluster.name), id, lineage.keys(), now));
+            let id = record.lineage.to_string();
+            data_keys.extend(data_key_lines(
+                Some(&cluster.name),
+                Some(&id),
+                lineage.keys(),
+                now,
+            ));
         }
     }
-    Ok(Keys {
+    Ok(Listed {
         repository: repository.environment().store.url(),
         recipients,
         data_keys,
@@ -218,7 +223,7 @@ async fn list(repository: &Repository, notes: Vec<String>) -> Result<Keys, Failu
 
 fn data_key_lines(
     cluster: Option<&str>,
-    lineage: Option<String>,
+    lineage: Option<&str>,
     keys: &DataKeys,
     now: Timestamp,
 ) -> Vec<DataKeyLine> {
@@ -229,7 +234,7 @@ fn data_key_lines(
     (keys.into_iter())
         .map(|key| DataKeyLine {
             cluster: cluster.map(str::to_owned),
-            lineage: lineage.clone(),
+            lineage: lineage.map(str::to_owned),
             key: key.id.to_string(),
             made: key.created,
             age_days: (now.0.saturating_sub(key.created.0) / DAY_MICROS)
@@ -240,7 +245,7 @@ fn data_key_lines(
         .collect()
 }
 
-fn text(keys: &Keys) -> String {
+fn text(keys: &Listed) -> String {
     let rows = (keys.recipients.iter())
         .map(|line| {
             vec![
