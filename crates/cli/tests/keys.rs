@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use borealis_keys::{FileKey, KeyProvider};
 use borealis_testkit::kms::KeyState;
 use borealis_testkit::program::{Answer, CLUSTER, files_below, text};
 use borealis_testkit::s3::{self, SECRET_KEY};
@@ -279,6 +280,20 @@ async fn the_root_key_goes_from_a_file_to_kms_to_vault_and_each_old_backup_resto
     restored.remove();
     site.ok(&["verify", "--deep"]).await;
 
+    // The other commands, for what they say.
+    let beside = site.target("beside.key");
+    let beside_key = format!("file:{beside}");
+    for arguments in [
+        &["key", "add", "--new-key", &beside_key][..],
+        &["key", "renew", "--recipient", &beside_key],
+        &["key", "list", "--json"],
+    ] {
+        let _ = said.run(&site, arguments).await.expect(0);
+    }
+    let beside_id = FileKey::read(beside.as_ref()).unwrap().key_id();
+    let remove = ["key", "remove", &beside_id.to_string()];
+    let _ = said.run(&site, &remove).await.expect(0);
+
     for (change, words) in [
         (&(|| vault.set_sealed(true)) as &dyn Fn(), "is sealed"),
         (
@@ -301,10 +316,12 @@ async fn the_root_key_goes_from_a_file_to_kms_to_vault_and_each_old_backup_resto
         vault.set_token(TOKEN, true);
     }
 
-    let key_file = std::fs::read_to_string(site.key_file()).unwrap();
-    let root = key_file.lines().find_map(|line| line.strip_prefix("key: "));
-    let root = STANDARD.decode(root.unwrap()).unwrap();
-    let mut secrets = forms(&root);
+    let mut secrets = Vec::new();
+    for file in [site.key_file(), beside.into()] {
+        let text = std::fs::read_to_string(file).unwrap();
+        let root = text.lines().find_map(|line| line.strip_prefix("key: "));
+        secrets.extend(forms(&STANDARD.decode(root.unwrap()).unwrap()));
+    }
     secrets.extend([TOKEN.as_bytes().to_vec(), SECRET_KEY.as_bytes().to_vec()]);
     for secret in &secrets {
         assert!(!holds(said.0.as_bytes(), secret), "a secret is shown");
