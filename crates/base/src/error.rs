@@ -14,6 +14,8 @@ pub enum ErrorKind {
     Unreachable,
     /// Stored or read data is not what was written. Never used for a wrong key.
     Damaged,
+    /// The root key may not be used: disabled, deleted or forbidden, by the word of its key service.
+    KeyUnusable,
     /// Another writer has taken over; this one must stop.
     Fenced,
     /// Stopped on request; run it again to go on.

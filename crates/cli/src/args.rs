@@ -11,6 +11,7 @@ use borealis_base::{ByteLen, parse_duration};
 use borealis_operations::retention::Prices;
 use borealis_repository::catalog::Objectives;
 use borealis_repository::retention::{DAYS_MAX, Days};
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Continuous backup of PostgreSQL into a repository, and exact restore to any second.
@@ -25,7 +26,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
         borealis protect --source 'host=/var/run/postgresql user=postgres'\n  \
         borealis restore --to '10 minutes ago' --target-dir /srv/restored --start\n\n\
         Exit codes: 0 done, 1 defect, 2 usage, 3 refused, 4 not found, 5 unreachable, 6 damaged, \
-        7 fenced, 8 interrupted, 9 lag beyond --fail-if-lag"
+        7 fenced, 8 interrupted, 9 lag beyond --fail-if-lag, 10 key unusable"
 )]
 pub struct Cli {
     /// What every command takes.
@@ -42,7 +43,10 @@ pub struct Global {
     /// Where backups are kept: a folder, as a path or file:///path, or s3://bucket/prefix[?endpoint=URL&…]
     #[arg(long, global = true, env = "BOREALIS_REPOSITORY", value_name = "URL")]
     pub repository: Option<String>,
-    /// The file that holds the repository's key
+    /// The repository's root key: file:/PATH, aws-kms:KEY or vault:https://HOST/MOUNT/keys/NAME
+    #[arg(long, global = true, env = "BOREALIS_KEY", value_name = "URL")]
+    pub key: Option<String>,
+    /// The file that holds the repository's root key; short for --key file:FILE
     #[arg(long, global = true, env = "BOREALIS_KEY_FILE", value_name = "FILE")]
     pub key_file: Option<PathBuf>,
     /// The configuration file [default: ~/.config/borealis/config.toml, then /etc/borealis/config.toml]
@@ -109,6 +113,8 @@ pub struct ClusterArg {
 pub enum Command {
     /// Make a repository and its key file
     Init(Init),
+    /// Show and change which keys open the repository
+    Key(Key),
     /// Report every setting, grant and version that matters, with the SQL for what is missing
     #[command(
         after_help = "Example:\n  borealis check --source 'host=/var/run/postgresql user=postgres'"
@@ -167,9 +173,94 @@ pub struct Check {
     name a second recipient."
 )]
 pub struct Init {
-    /// A second key file that opens the repository too; made if it does not exist
-    #[arg(long, value_name = "FILE")]
-    pub recipient: Option<PathBuf>,
+    /// One more key that opens the repository too, as --key takes it; a key file is made if it does not exist.
+    /// May be repeated
+    #[arg(long, value_name = "URL", value_parser = NonEmptyStringValueParser::new())]
+    pub recipient: Vec<String>,
+}
+
+/// `borealis key`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    borealis key list\n  \
+    borealis key rotate --new-key aws-kms:alias/backup\n  \
+    borealis key rotate --new-key file:/etc/borealis/keys/next.key --renew")]
+pub struct Key {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: KeyAction,
+}
+
+/// `borealis key …`.
+#[derive(Debug, Subcommand)]
+pub enum KeyAction {
+    /// List the keys that open the repository, and the data keys below them with their age
+    #[command(after_help = "Example:\n  borealis key list")]
+    List,
+    /// Let one more key open the repository
+    #[command(after_help = "Example:\n  borealis key add --new-key file:/mnt/safe/second.key")]
+    Add(NewKey),
+    /// Let a key open the repository no more
+    #[command(after_help = "Example:\n  borealis key remove 269e291675acd47ba26282a2c0881c44")]
+    Remove(KeyRemove),
+    /// Put another key in the place of the one at hand: add it, see that it opens, remove the old one
+    #[command(after_help = "Example:\n  borealis key rotate --new-key aws-kms:alias/backup")]
+    Rotate(KeyRotate),
+    /// Have the key at hand wrap the repository's key anew, with its service's newest version
+    #[command(after_help = "Example:\n  borealis key rewrap")]
+    Rewrap,
+    /// Make every key below the root keys anew: what is sealed from now on opens with none known before
+    #[command(after_help = "Example:\n  borealis key renew --recipient file:/mnt/safe/second.key")]
+    Renew(OtherRecipients),
+}
+
+/// A key that comes.
+#[derive(Debug, Args)]
+pub struct NewKey {
+    /// The key, as --key takes it; a key file is made if it does not exist
+    #[arg(long, value_name = "URL", value_parser = NonEmptyStringValueParser::new())]
+    pub new_key: String,
+}
+
+/// Keys that stay.
+#[derive(Debug, Args)]
+pub struct OtherRecipients {
+    /// The key of another recipient that stays, as --key takes it; may be repeated
+    #[arg(long, value_name = "URL", value_parser = NonEmptyStringValueParser::new())]
+    pub recipient: Vec<String>,
+}
+
+/// Whether what is below is made anew.
+#[derive(Debug, Args)]
+pub struct Renewal {
+    /// Make every key below the root keys anew, too: for a key that somebody else may have
+    #[arg(long)]
+    pub renew: bool,
+    /// With --renew: the key of another recipient that stays, as --key takes it; may be repeated
+    #[arg(long, value_name = "URL", requires = "renew", value_parser = NonEmptyStringValueParser::new())]
+    pub recipient: Vec<String>,
+}
+
+/// `borealis key remove`.
+#[derive(Debug, Args)]
+pub struct KeyRemove {
+    /// The key's id, as `key list` shows it
+    #[arg(value_name = "KEY-ID")]
+    pub key_id: String,
+    /// What else.
+    #[command(flatten)]
+    pub renewal: Renewal,
+}
+
+/// `borealis key rotate`.
+#[derive(Debug, Args)]
+pub struct KeyRotate {
+    /// The key that comes.
+    #[command(flatten)]
+    pub new_key: NewKey,
+    /// What else.
+    #[command(flatten)]
+    pub renewal: Renewal,
 }
 
 /// `borealis protect`.
@@ -210,6 +301,12 @@ pub struct Protect {
     /// What goes first when log can't be shipped: the primary's disk, or unbroken history
     #[arg(long, value_name = "WHAT", default_value = "primary")]
     pub protect: Policy,
+    /// How often the root key's service is asked whether the key may still be used
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub key_check_interval: Duration,
+    /// How long that service may give no answer before nothing more is published
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
+    pub key_outage_max: Duration,
     /// Take over from another protect that can't be asked to stop
     #[arg(long)]
     pub take_over: bool,

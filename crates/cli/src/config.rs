@@ -13,6 +13,8 @@ use crate::failure::Failure;
 pub struct Config {
     /// As `--repository`.
     pub repository: Option<String>,
+    /// As `--key`.
+    pub key: Option<String>,
     /// As `--key-file`.
     pub key_file: Option<PathBuf>,
     /// As `--source`.
@@ -58,7 +60,9 @@ fn read(path: &Path) -> Result<Option<Config>, Failure> {
             path.display(),
             error.message()
         ))
-        .hint("It takes repository, key_file and source, each a text in quotes.")
+        .hint(
+            "It takes repository, key_file and source, or key for key_file, each a text in quotes.",
+        )
     })
 }
 

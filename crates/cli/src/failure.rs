@@ -24,6 +24,7 @@ pub const fn exit_code(kind: ErrorKind) -> u8 {
         ErrorKind::Damaged => 6,
         ErrorKind::Fenced => 7,
         ErrorKind::Interrupted => 8,
+        ErrorKind::KeyUnusable => 10,
     }
 }
 
@@ -38,6 +39,7 @@ pub const fn word(kind: ErrorKind) -> &'static str {
         ErrorKind::Damaged => "damaged",
         ErrorKind::Fenced => "fenced",
         ErrorKind::Interrupted => "interrupted",
+        ErrorKind::KeyUnusable => "key unusable",
     }
 }
 
@@ -158,7 +160,7 @@ impl From<borealis_keys::Error> for Failure {
 mod tests {
     use super::*;
 
-    const KINDS: [ErrorKind; 8] = [
+    const KINDS: [ErrorKind; 9] = [
         ErrorKind::Bug,
         ErrorKind::Usage,
         ErrorKind::Refused,
@@ -167,6 +169,7 @@ mod tests {
         ErrorKind::Damaged,
         ErrorKind::Fenced,
         ErrorKind::Interrupted,
+        ErrorKind::KeyUnusable,
     ];
 
     #[test]
@@ -181,6 +184,7 @@ mod tests {
         let mut expected = vec![(0, String::new())];
         expected.extend(KINDS.map(|kind| (exit_code(kind), word(kind).to_owned())));
         expected.push((EXIT_LAG, String::new()));
+        expected.sort();
         assert_eq!(listed, expected);
         assert!(page.contains(&format!(" {EXIT_LOG_UNKNOWN} it could not be found out")));
     }

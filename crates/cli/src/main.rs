@@ -16,12 +16,14 @@ use std::process::ExitCode;
 use borealis_base::ErrorKind;
 use borealis_cli::args;
 use clap::Parser;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
 use failure::{EXIT_LOG_UNKNOWN, Failure, exit_code};
 
 fn main() -> ExitCode {
+    keep_memory_private();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let serves_log = serves_log(&arguments);
     let code = move |kind| {
@@ -54,6 +56,18 @@ fn main() -> ExitCode {
         failure.print(json);
         ExitCode::from(code(failure.kind))
     })
+}
+
+/// Keys are in this process's memory: no core is written of it, and no other process of the same user may look
+/// into it (`PR_SET_DUMPABLE` in `prctl(2)`). Programs that it starts are not concerned.
+fn keep_memory_private() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        // It works all the same, and a core may be forbidden otherwise.
+        let _ = writeln!(
+            std::io::stderr(),
+            "warning: a core of this process could be written: {error}"
+        );
+    }
 }
 
 /// Whether this is PostgreSQL's `restore_command`. It has exit codes of its own from the first

@@ -303,10 +303,15 @@ async fn the_runbook_of_a_lost_key_goes_on_with_the_second_one_or_a_new_reposito
     let second = site.path().join("elsewhere.key");
     let second = second.display().to_string();
     site.ok(&["init", "--recipient", &second]).await;
+    let keys = site.json(&["key", "list"]).await;
+    let lost = keys["recipients"].as_array().unwrap().iter();
+    let mut lost = lost.filter(|recipient| recipient["opened_this"] == true);
+    let lost = lost.next().unwrap()["key"].as_str().unwrap().to_owned();
     Protect::begin(&site, &[]).await.stop().await;
     std::fs::remove_file(site.key_file()).unwrap();
     let mut page = Page::open("runbooks/lost-key.md", &site, &server);
     page.set("SECOND", &second);
+    page.set("LOST", &lost);
     let work = page.work.clone();
     page.follow(async |_, _| false).await;
     for key in ["new.key", "second.key"] {

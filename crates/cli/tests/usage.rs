@@ -115,6 +115,14 @@ impl Ran {
     }
 
     #[track_caller]
+    fn expect_stdout(&self, words: &[&str]) {
+        let shown = self.stdout();
+        for word in words {
+            assert!(shown.contains(word), "`{word}` is not in {shown}");
+        }
+    }
+
+    #[track_caller]
     fn expect_code(&self, code: i32) -> &Self {
         assert_eq!(
             self.output.status.code(),
@@ -480,6 +488,75 @@ fn a_second_recipient_opens_the_repository_too() {
     let repository = place.path("repository");
     let repository = repository.to_str().unwrap();
     borealis(&["status", "--repository", repository, "--key-file", second]).expect_code(0);
+}
+
+#[test]
+fn keys_are_added_listed_rotated_and_removed() {
+    let place = Place::made();
+    let named = |name: &str| format!("file:{}", place.path(name).display());
+    let with = |key: &str, arguments: &[&str]| {
+        let repository = place.path("repository");
+        let repository = repository.to_str().unwrap();
+        borealis(&[&["--repository", repository, "--key", key], arguments].concat())
+    };
+    let (first, second, third) = (
+        named("borealis.key"),
+        named("second.key"),
+        named("third.key"),
+    );
+    let id = |name: &str| {
+        let key = FileKey::read(&place.path(name)).unwrap();
+        borealis_keys::KeyProvider::key_id(&key).to_string()
+    };
+    with(&first, &["key", "add", "--new-key", &second]).expect_code(0);
+    with(&first, &["key", "add", "--new-key", &second])
+        .expect_code(0)
+        .expect_stdout(&["was a recipient before", &id("second.key"), "this one"]);
+    with(&second, &["status"]).expect_code(0);
+    // The second one goes, the third one comes, and the first one stays.
+    with(&second, &["key", "rotate", "--new-key", &third]).expect_code(0);
+    with(&second, &["status"]).expect_failure(REFUSED, &["is sealed for key", &id("third.key")]);
+    with(&first, &["status"]).expect_code(0);
+    with(&third, &["key", "rotate", "--new-key", &third])
+        .expect_failure(USAGE, &["that is to go", "key rewrap"]);
+    with(&third, &["key", "remove", &id("third.key")])
+        .expect_failure(REFUSED, &["opened with", "stays"]);
+    with(&third, &["key", "remove", &id("second.key")])
+        .expect_failure(NOT_FOUND, &["a recipient with key"]);
+    with(&third, &["key", "remove", "x"]).expect_failure(USAGE, &["no key id", "key list"]);
+    with(&third, &["key", "remove", &id("borealis.key"), "--renew"]).expect_code(0);
+    with(&first, &["status"]).expect_failure(REFUSED, &["is sealed for key"]);
+    with(&third, &["key", "rewrap"]).expect_code(0);
+    with(&third, &["key", "list"])
+        .expect_code(0)
+        .expect_stdout(&[&id("third.key"), "(catalog)", "seals", "opens"]);
+}
+
+#[test]
+fn a_key_is_named_once_and_in_one_of_the_forms() {
+    let place = Place::made();
+    place.run(&["status", "--key", "file:/k"]).expect_failure(
+        USAGE,
+        &["a key and a key file are both named", "BOREALIS_KEY"],
+    );
+    let status = |key: &str| borealis(&["status", "--repository", "/r", "--key", key]);
+    status("").expect_failure(USAGE, &["no key file is named", "--key,"]);
+    status("gcp-kms:x").expect_failure(USAGE, &["file:/PATH", "aws-kms:KEY", "vault:https"]);
+    status("vault:https://hvs.geheim@host/transit/keys/x")
+        .expect_failure(USAGE, &["holds credentials", "VAULT_TOKEN"]);
+    status("vault:transit/keys/x").expect_failure(USAGE, &["VAULT_ADDR"]);
+    let shown = status("aws-kms:alias/x?secret=geheim").output;
+    let shown = String::from_utf8_lossy(&shown.stderr).into_owned();
+    assert!(
+        shown.contains("`secret` is no parameter") && !shown.contains("geheim"),
+        "{shown}"
+    );
+    place
+        .run(&["key", "add"])
+        .expect_failure(USAGE, &["--new-key"]);
+    place
+        .run(&["key", "add", "--new-key", ""])
+        .expect_failure(USAGE, &["--new-key"]);
 }
 
 #[test]

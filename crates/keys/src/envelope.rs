@@ -1,5 +1,8 @@
 //! Wrapping one key under another.
 //!
+//! A key service wraps what [`bound`] makes: the key behind a digest of what it is bound to. Services bind
+//! to that too, by words of their own; where one does not, or ignores them, the digest still does.
+//!
 //! A wrap is AES-256-GCM with a random 96-bit nonce under HKDF(wrapping key, "borealis wrap v1").
 //! A wrapping key wraps a handful of keys in its life, far from the 2^32 messages at which random
 //! nonces become unsafe. What is wrapped, for whom, and under which name are associated data, so a
@@ -7,6 +10,7 @@
 
 use async_trait::async_trait;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::digest::{SHA256, digest};
 use borealis_base::Entropy;
 use zeroize::Zeroizing;
 
@@ -16,6 +20,7 @@ use crate::{Error, KeyId, SecretKey, derive};
 const WRAP_INFO: &[u8] = b"borealis wrap v1";
 const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
+const DIGEST_BYTES: usize = 32;
 
 /// What a wrapped key is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +29,8 @@ pub enum Purpose {
     OwnerKey,
     /// A data key, wrapped by its owner's key.
     DataKey,
+    /// A key of the same owner that came before, wrapped by the one that has replaced it.
+    FormerKey,
 }
 
 impl Purpose {
@@ -32,6 +39,7 @@ impl Purpose {
         match self {
             Self::OwnerKey => "owner key",
             Self::DataKey => "data key",
+            Self::FormerKey => "former key",
         }
     }
 }
@@ -43,13 +51,13 @@ pub struct WrapContext {
     pub purpose: Purpose,
     /// The repository or lineage the wrapped key belongs to.
     pub owner: [u8; 16],
-    /// For an owner key the id of the root key that wraps it; for a data key the data key's id.
+    /// For an owner key the id of the root key that wraps it; for a data key or a former key its own id.
     pub subject: [u8; 16],
 }
 
 impl WrapContext {
     /// length of the purpose (1 byte) ‖ purpose ‖ owner ‖ subject
-    fn associated_data(&self) -> Vec<u8> {
+    pub(crate) fn associated_data(&self) -> Vec<u8> {
         let purpose = self.purpose.name().as_bytes();
         let mut data = Vec::with_capacity(1 + purpose.len() + 32);
         data.push(purpose.len() as u8);
@@ -59,7 +67,7 @@ impl WrapContext {
         data
     }
 
-    fn bad(&self) -> Error {
+    pub(crate) fn bad(&self) -> Error {
         Error::BadWrap {
             purpose: self.purpose.name(),
             owner: KeyId(self.owner).to_string(),
@@ -70,10 +78,32 @@ impl WrapContext {
 /// A key sealed under another key; not secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrappedKey {
-    /// 12 random bytes.
+    /// 12 random bytes; empty where a key service has wrapped.
     pub nonce: Vec<u8>,
-    /// 32 bytes and a 16-byte tag.
+    /// 32 bytes and a 16-byte tag, or what a key service made of it.
     pub ciphertext: Vec<u8>,
+    /// Which version of its key a key service has used, if it says so.
+    pub version: String,
+}
+
+/// What a key service is given to wrap: SHA-256 of the associated data ‖ the key.
+pub(crate) fn bound(context: &WrapContext, secret: &SecretKey) -> Zeroizing<Vec<u8>> {
+    let digest = digest(&SHA256, &context.associated_data());
+    let mut content = Zeroizing::new(Vec::with_capacity(DIGEST_BYTES + KEY_BYTES));
+    content.extend_from_slice(digest.as_ref());
+    content.extend_from_slice(secret.expose());
+    content
+}
+
+/// The key in what a key service has unwrapped.
+///
+/// # Errors
+/// [`Error::BadWrap`] where it was wrapped for something else.
+pub(crate) fn unbound(context: &WrapContext, content: &[u8]) -> Result<SecretKey, Error> {
+    let digest = digest(&SHA256, &context.associated_data());
+    let key = content.strip_prefix(digest.as_ref());
+    key.and_then(SecretKey::from_slice)
+        .ok_or_else(|| context.bad())
 }
 
 fn cipher(key: &SecretKey) -> LessSafeKey {
@@ -104,6 +134,7 @@ pub fn wrap(
     WrappedKey {
         nonce: nonce.to_vec(),
         ciphertext,
+        version: String::new(),
     }
 }
 
@@ -138,6 +169,12 @@ pub trait KeyProvider: Send + Sync {
 
     /// Where the key is, for messages: a file's path, a service's address. Never the key.
     fn place(&self) -> String;
+
+    /// What a repository's list of recipients says of it, for people who look for the key: its name in its
+    /// service. Empty for a key file, whose path means nothing elsewhere.
+    fn label(&self) -> String {
+        String::new()
+    }
 
     /// Wraps an owner's key.
     async fn wrap(
@@ -194,6 +231,24 @@ mod tests {
         }
         let stranger = SecretKey::random(&entropy);
         assert!(unwrap(&stranger, &context(), &wrapped).is_err());
+    }
+
+    #[test]
+    fn what_a_key_service_unwraps_is_bound_to_its_context_too() {
+        let secret = SecretKey::random(&SeededEntropy::new(3));
+        let content = bound(&context(), &secret);
+        let opened = unbound(&context(), &content).unwrap();
+        assert_eq!(opened.expose(), secret.expose());
+        let other = WrapContext {
+            owner: [9; 16],
+            ..context()
+        };
+        assert!(matches!(
+            unbound(&other, &content),
+            Err(Error::BadWrap { .. })
+        ));
+        assert!(unbound(&context(), &content[..63]).is_err());
+        assert!(unbound(&context(), b"").is_err());
     }
 
     #[test]

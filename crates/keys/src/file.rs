@@ -15,6 +15,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind as IoKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use base64::Engine;
@@ -200,6 +201,12 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<SecretKey, Error> {
         return Err(damaged("the key id is not the key's"));
     }
     Ok(secret)
+}
+
+impl From<&FileKey> for Arc<dyn KeyProvider> {
+    fn from(key: &FileKey) -> Self {
+        Arc::new(key.clone())
+    }
 }
 
 #[async_trait]

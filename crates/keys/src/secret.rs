@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use borealis_base::Entropy;
 use zeroize::Zeroizing;
@@ -13,6 +14,8 @@ pub const KEY_BYTES: usize = 32;
 
 /// Names the derivation of a root key's public name.
 const KEY_ID_INFO: &[u8] = b"borealis key id v1";
+/// Begins what the public name of a service's key is a digest of.
+const SERVICE_KEY_ID: &str = "borealis key id v1";
 
 /// A 256-bit secret. Its memory is cleared when the last copy is dropped, and it never shows
 /// itself.
@@ -77,6 +80,20 @@ impl KeyId {
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
+
+    /// The public name of a key that no one here can see: the beginning of SHA-256 over the words
+    /// "borealis key id v1", the scheme and the parts of the key's name in its service, each followed by a
+    /// zero byte.
+    pub(crate) fn of_name(scheme: &str, parts: &[&str]) -> Self {
+        let mut context = Context::new(&SHA256);
+        for part in [SERVICE_KEY_ID, scheme].iter().chain(parts) {
+            context.update(part.as_bytes());
+            context.update(&[0]);
+        }
+        let mut id = [0; 16];
+        id.copy_from_slice(&context.finish().as_ref()[..16]);
+        Self(id)
+    }
 }
 
 impl fmt::Display for KeyId {
@@ -116,6 +133,17 @@ mod tests {
                 .unwrap()
                 .to_string(),
             "dba3ae96e9593ca60f85f4f5a7cddb2c"
+        );
+    }
+
+    /// Computed with `printf 'borealis key id v1\0aws-kms\0NAME\0' | sha256sum`.
+    #[test]
+    fn the_id_of_a_services_key_is_a_digest_of_its_name() {
+        let id = KeyId::of_name("aws-kms", &["NAME"]);
+        assert_eq!(id.to_string(), "614819d43894abef77c2f76105edad4f");
+        assert_ne!(
+            KeyId::of_name("vault", &["a", "b"]),
+            KeyId::of_name("vault", &["ab", ""])
         );
     }
 

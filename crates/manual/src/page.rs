@@ -13,7 +13,7 @@ const EXIT_CODES: &str = "Exit codes: ";
 const FILES: [(&str, &str); 4] = [
     (
         "~/.config/borealis/config.toml",
-        "The configuration file: repository, key_file and source.",
+        "The configuration file: repository, key_file (or key) and source.",
     ),
     (
         "/etc/borealis/config.toml",

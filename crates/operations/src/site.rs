@@ -1,24 +1,23 @@
 //! An open repository and the cluster meant in it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use borealis_base::{Clock, Entropy, ErrorKind};
-use borealis_keys::FileKey;
+use borealis_keys::KeyUrl;
 use borealis_repository::catalog::Cluster;
 use borealis_repository::store::{self, Absent, Counters, Outfit};
 use borealis_repository::{Environment, Lineage, Repository};
 
 use crate::error::{Error, Result};
 
-/// A repository, opened with a key file.
+/// A repository, opened with a root key.
 pub struct Site {
     /// The repository.
     pub repository: Repository,
     /// Where it is, as it was named.
     pub url: String,
-    /// The key file that opened it.
-    pub key_file: PathBuf,
+    /// The root key that opened it.
+    pub key: KeyUrl,
     /// Requests and bytes so far.
     pub usage: Arc<Counters>,
 }
@@ -27,11 +26,17 @@ impl Site {
     /// Opens the repository at `url`.
     pub async fn open(
         url: &str,
-        key_file: PathBuf,
+        key: impl Into<KeyUrl>,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Self> {
-        let key = FileKey::read(&key_file).map_err(borealis_repository::Error::from)?;
+        let key = key.into();
+        let outfit = borealis_keys::Outfit {
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+        };
+        let provider = borealis_keys::open(&key, &outfit).await;
+        let provider = provider.map_err(borealis_repository::Error::from)?;
         let usage = Arc::new(Counters::default());
         let outfit = Outfit {
             clock: clock.clone(),
@@ -46,13 +51,13 @@ impl Site {
                 clock,
                 entropy,
             },
-            &key,
+            provider,
         )
         .await?;
         Ok(Self {
             repository,
             url: url.to_owned(),
-            key_file,
+            key,
             usage,
         })
     }

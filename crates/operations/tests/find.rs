@@ -185,7 +185,7 @@ async fn day(pieces: u64) -> Day {
     let site = Site {
         repository,
         url: "memory:".to_owned(),
-        key_file,
+        key: key_file.into(),
         usage: usage.clone(),
     };
     Day {

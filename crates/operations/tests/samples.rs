@@ -90,6 +90,7 @@ fn a_restore_file_of_format_1_is_still_read() {
         lineage: LineageId([7; 16]),
         repository: "/srv/backup".to_owned(),
         key_file: Some(PathBuf::from("/root/borealis.key")),
+        key: None,
         branch: Branch(2),
         log_start: Position(0x0100_0028),
         log_in_place: None,

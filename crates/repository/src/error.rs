@@ -3,6 +3,8 @@
 use borealis_base::{ErrorKind, LineageId, RepositoryId};
 use borealis_keys::{DataKeyId, KeyId};
 
+use crate::keyring::Recipient;
+
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The result of anything a repository does.
@@ -52,13 +54,13 @@ pub enum Error {
     /// The root key at hand is none of the repository's recipients.
     #[error(
         "repository {repository} is sealed for {}; {place} holds key {held}",
-        list_keys(wanted)
+        list_keys(wanted, " and ")
     )]
     WrongRootKey {
         /// The repository.
         repository: RepositoryId,
-        /// Its recipients' keys.
-        wanted: Vec<KeyId>,
+        /// Its recipients.
+        wanted: Vec<Recipient>,
         /// Where the key at hand is.
         place: String,
         /// The key at hand.
@@ -112,11 +114,11 @@ pub enum Error {
     },
 }
 
-fn list_keys(keys: &[KeyId]) -> String {
-    let names: Vec<String> = keys.iter().map(|key| format!("key {key}")).collect();
+fn list_keys(keys: &[Recipient], between: &str) -> String {
+    let names: Vec<String> = keys.iter().map(Recipient::to_string).collect();
     match names.len() {
         0 => "no key".to_owned(),
-        _ => names.join(" and "),
+        _ => names.join(between),
     }
 }
 
@@ -190,13 +192,17 @@ impl Error {
                 Some("Use the version of Borealis that wrote it, or a newer one.".to_owned())
             }
             Self::UnknownDataKey { .. } => Some(
-                "The object belongs to another lineage, or the key ring was read before a rotation."
+                "The object belongs to another lineage, or the newest key ring was removed from the store."
                     .to_owned(),
             ),
-            Self::WrongRootKey { wanted, .. } => Some(format!(
-                "Name the key file that holds {}.",
-                list_keys(wanted).replace(" and ", " or ")
-            )),
+            Self::WrongRootKey { wanted, .. } => {
+                let wanted_keys = list_keys(wanted, " or ");
+                Some(if wanted.iter().all(|recipient| recipient.label.is_empty()) {
+                    format!("Name the key file that holds {wanted_keys}.")
+                } else {
+                    format!("Name with --key the key file or the service's key that is {wanted_keys}.")
+                })
+            }
             Self::Refused { hint, .. } => hint.clone(),
             _ => None,
         }

@@ -4,6 +4,9 @@
 //! that can open it: the repository's by each recipient's root key, a lineage's by the repository's
 //! key. Data keys are wrapped by the owner's key. A code over the whole ring under the owner's key
 //! keeps anyone with write access to the store from bringing back a retired key as the current one.
+//!
+//! A ring is never changed. Whoever changes what it says makes the next one from a [`Draft`]; of two who
+//! do so at once the second finds the first one's and begins again from that (`keychain`).
 
 use aws_lc_rs::hmac;
 use borealis_base::{Entropy, Timestamp};
@@ -16,17 +19,17 @@ use prost::Message;
 use serde_json::{Value, json};
 
 use crate::inspect::hex;
-use crate::object::{ObjectBuilder, ObjectKind, ObjectView, SealedObject, fetch};
+use crate::object::{ObjectBuilder, ObjectKind, ObjectView, fetch};
 use crate::store::Store;
 use crate::{Error, Result};
 
 const RING_CODE_INFO: &[u8] = b"borealis key ring code v1";
 /// The scheme of an owner key that the repository's key wraps.
-pub(crate) const SCHEME_REPOSITORY: &str = "repository";
+const SCHEME_REPOSITORY: &str = "repository";
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct WrapMessage {
-    /// An owner key: id of the key that wraps it. A data key: its own id.
+    /// An owner key: id of the key that wraps it. A data key or a former key: its own id.
     #[prost(bytes = "bytes", tag = "1")]
     id: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
@@ -37,6 +40,10 @@ struct WrapMessage {
     scheme: String,
     #[prost(sint64, tag = "5")]
     created: i64,
+    #[prost(string, tag = "6")]
+    label: String,
+    #[prost(string, tag = "7")]
+    version: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -53,6 +60,8 @@ struct KeyRingMessage {
     current: Bytes,
     #[prost(bytes = "bytes", tag = "6")]
     code: Bytes,
+    #[prost(message, repeated, tag = "7")]
+    former_keys: Vec<WrapMessage>,
 }
 
 /// A key that wraps an owner key.
@@ -62,6 +71,25 @@ pub struct Recipient {
     pub scheme: String,
     /// The public name of the key.
     pub key: KeyId,
+    /// What its key service calls it; empty for a key file.
+    pub label: String,
+}
+
+impl std::fmt::Display for Recipient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.label.as_str() {
+            "" => write!(f, "key {}", self.key),
+            label => write!(f, "key {} ({} {label})", self.key, self.scheme),
+        }
+    }
+}
+
+/// An owner key, wrapped by one key.
+#[derive(Clone)]
+pub(crate) struct OwnerWrap {
+    pub(crate) recipient: Recipient,
+    pub(crate) wrapped: WrappedKey,
+    pub(crate) created: Timestamp,
 }
 
 /// A key ring as it is stored.
@@ -73,13 +101,19 @@ pub(crate) struct KeyRing {
 /// A key ring with its keys.
 pub(crate) struct OpenRing {
     pub(crate) owner_key: SecretKey,
+    /// Keys of the owner that came before, newest first.
+    pub(crate) former_keys: Vec<SecretKey>,
     pub(crate) data_keys: DataKeys,
 }
 
-/// An owner key, wrapped by one key.
-pub(crate) struct OwnerWrap {
-    pub(crate) recipient: Recipient,
-    pub(crate) wrapped: WrappedKey,
+/// What a ring is made of.
+pub(crate) struct Draft {
+    pub(crate) owner: [u8; 16],
+    pub(crate) number: u64,
+    pub(crate) owner_key: SecretKey,
+    pub(crate) former_keys: Vec<SecretKey>,
+    pub(crate) wraps: Vec<OwnerWrap>,
+    pub(crate) data_keys: DataKeys,
 }
 
 fn owner_context(owner: [u8; 16], wrapping: KeyId) -> WrapContext {
@@ -90,20 +124,34 @@ fn owner_context(owner: [u8; 16], wrapping: KeyId) -> WrapContext {
     }
 }
 
-/// Wraps an owner key with a root key.
+/// Wraps an owner key with a root key, and sees that this unwraps it again.
 pub(crate) async fn wrap_for_root(
     owner: [u8; 16],
     key: &SecretKey,
     provider: &dyn KeyProvider,
+    created: Timestamp,
     entropy: &dyn Entropy,
 ) -> Result<OwnerWrap> {
     let recipient = Recipient {
         scheme: provider.scheme().to_owned(),
         key: provider.key_id(),
+        label: provider.label(),
     };
     let context = owner_context(owner, recipient.key);
     let wrapped = provider.wrap(&context, key, entropy).await?;
-    Ok(OwnerWrap { recipient, wrapped })
+    // The ring is written before anything can be opened with it: what does not open must not get there.
+    let opened = provider.unwrap(&context, &wrapped).await?;
+    if opened.expose() != key.expose() {
+        return Err(Error::refused(
+            format!("{} does not unwrap what it has wrapped", provider.place()),
+            "See what is wrong with it, or name another key.",
+        ));
+    }
+    Ok(OwnerWrap {
+        recipient,
+        wrapped,
+        created,
+    })
 }
 
 /// Wraps a lineage's key with the repository's.
@@ -111,16 +159,19 @@ pub(crate) fn wrap_for_repository(
     owner: [u8; 16],
     key: &SecretKey,
     repository_key: &SecretKey,
+    created: Timestamp,
     entropy: &dyn Entropy,
 ) -> OwnerWrap {
     let recipient = Recipient {
         scheme: SCHEME_REPOSITORY.to_owned(),
         key: repository_key.id(),
+        label: String::new(),
     };
     let context = owner_context(owner, recipient.key);
     OwnerWrap {
         wrapped: wrap(repository_key, &context, key, entropy),
         recipient,
+        created,
     }
 }
 
@@ -134,62 +185,86 @@ fn code(owner_key: &SecretKey, message: &KeyRingMessage) -> Bytes {
     Bytes::copy_from_slice(hmac::sign(&key, &uncoded.encode_to_vec()).as_ref())
 }
 
-/// Makes the object of a key ring.
-pub(crate) fn seal_ring(
-    owner: [u8; 16],
-    number: u64,
-    owner_key: &SecretKey,
-    wraps: &[OwnerWrap],
-    data_keys: &DataKeys,
-    created: Timestamp,
-    entropy: &dyn Entropy,
-) -> SealedObject {
-    let message = |id: [u8; 16], wrapped: &WrappedKey, scheme: &str| WrapMessage {
+fn message_of(id: [u8; 16], wrapped: &WrappedKey, created: Timestamp) -> WrapMessage {
+    WrapMessage {
         id: Bytes::copy_from_slice(&id),
         nonce: wrapped.nonce.clone().into(),
         ciphertext: wrapped.ciphertext.clone().into(),
-        scheme: scheme.to_owned(),
+        scheme: String::new(),
         created: created.0,
-    };
-    let mut ring = KeyRingMessage {
-        owner: Bytes::copy_from_slice(&owner),
-        number,
-        owner_keys: (wraps.iter())
-            .map(|w| message(w.recipient.key.0, &w.wrapped, &w.recipient.scheme))
-            .collect(),
-        data_keys: data_keys
-            .iter()
-            .map(|key| {
-                let context = WrapContext {
-                    purpose: Purpose::DataKey,
-                    owner,
-                    subject: key.id.0,
-                };
-                let wrapped = wrap(owner_key, &context, &key.secret, entropy);
-                message(key.id.0, &wrapped, "")
-            })
-            .collect(),
-        current: Bytes::copy_from_slice(&data_keys.current().id.0),
-        code: Bytes::new(),
-    };
-    ring.code = code(owner_key, &ring);
-    let id = borealis_base::ObjectId::random(entropy);
-    let mut builder = ObjectBuilder::new(ObjectKind::KeyRing, id, None);
-    builder.clear(ring.encode_to_vec());
-    builder.seal()
+        label: String::new(),
+        version: wrapped.version.clone(),
+    }
+}
+
+fn wrapped_of(message: &WrapMessage) -> WrappedKey {
+    WrappedKey {
+        nonce: message.nonce.to_vec(),
+        ciphertext: message.ciphertext.to_vec(),
+        version: message.version.clone(),
+    }
+}
+
+impl Draft {
+    fn context(&self, purpose: Purpose, subject: [u8; 16]) -> WrapContext {
+        WrapContext {
+            purpose,
+            owner: self.owner,
+            subject,
+        }
+    }
+
+    /// Makes the object of the ring.
+    pub(crate) fn seal(&self, entropy: &dyn Entropy) -> Bytes {
+        let inner = |purpose, id, secret: &SecretKey, created| {
+            let wrapped = wrap(&self.owner_key, &self.context(purpose, id), secret, entropy);
+            message_of(id, &wrapped, created)
+        };
+        let mut ring = KeyRingMessage {
+            owner: Bytes::copy_from_slice(&self.owner),
+            number: self.number,
+            owner_keys: (self.wraps.iter())
+                .map(|w| WrapMessage {
+                    scheme: w.recipient.scheme.clone(),
+                    label: w.recipient.label.clone(),
+                    ..message_of(w.recipient.key.0, &w.wrapped, w.created)
+                })
+                .collect(),
+            data_keys: (self.data_keys.all().iter())
+                .map(|key| inner(Purpose::DataKey, key.id.0, &key.secret, key.created))
+                .collect(),
+            current: Bytes::copy_from_slice(&self.data_keys.current().id.0),
+            code: Bytes::new(),
+            former_keys: (self.former_keys.iter())
+                .map(|key| inner(Purpose::FormerKey, key.id().0, key, Timestamp(0)))
+                .collect(),
+        };
+        ring.code = code(&self.owner_key, &ring);
+        let id = borealis_base::ObjectId::random(entropy);
+        let mut builder = ObjectBuilder::new(ObjectKind::KeyRing, id, None::<DataKey>);
+        builder.clear(ring.encode_to_vec());
+        builder.seal().bytes
+    }
 }
 
 /// A key ring, for people. No key is in it that is not wrapped.
 pub(crate) fn inspect(object: &ObjectView) -> Result<Value> {
     let ring = KeyRingMessage::decode(object.head().clear().clone())
         .map_err(|_| object.head().damaged("its content is malformed"))?;
-    let show = |w: &WrapMessage| json!({"id": hex(&w.id), "scheme": w.scheme, "created": Timestamp(w.created)});
+    let show = |w: &WrapMessage| {
+        json!({
+            "id": hex(&w.id), "scheme": w.scheme, "label": w.label, "version": w.version,
+            "created": Timestamp(w.created),
+        })
+    };
+    let inner = |w: &WrapMessage| json!({"id": hex(&w.id), "created": Timestamp(w.created)});
     Ok(json!({
         "owner": hex(&ring.owner),
         "number": ring.number,
         "owner_key_wrapped_by": ring.owner_keys.iter().map(show).collect::<Vec<_>>(),
-        "data_keys": ring.data_keys.iter().map(show).collect::<Vec<_>>(),
+        "data_keys": ring.data_keys.iter().map(inner).collect::<Vec<_>>(),
         "current": hex(&ring.current),
+        "former_keys": ring.former_keys.iter().map(|w| hex(&w.id)).collect::<Vec<_>>(),
     }))
 }
 
@@ -209,30 +284,42 @@ impl KeyRing {
         })
     }
 
+    /// Its number.
+    pub(crate) fn number(&self) -> u64 {
+        self.message.number
+    }
+
     /// Whose keys these are.
     pub(crate) fn owner(&self) -> Result<[u8; 16]> {
         let owner = self.message.owner.as_ref().try_into();
         owner.map_err(|_| Error::damaged(&self.name, "its owner is malformed"))
     }
 
-    /// The keys that can open it.
-    pub(crate) fn recipients(&self) -> Vec<Recipient> {
+    /// The owner's key, as it is wrapped for each recipient.
+    pub(crate) fn wraps(&self) -> Vec<OwnerWrap> {
         (self.message.owner_keys.iter())
             .filter_map(|w| {
-                Some(Recipient {
-                    scheme: w.scheme.clone(),
-                    key: KeyId::from_slice(&w.id)?,
+                Some(OwnerWrap {
+                    recipient: Recipient {
+                        scheme: w.scheme.clone(),
+                        key: KeyId::from_slice(&w.id)?,
+                        label: w.label.clone(),
+                    },
+                    wrapped: wrapped_of(w),
+                    created: Timestamp(w.created),
                 })
             })
             .collect()
     }
 
+    /// The keys that can open it.
+    pub(crate) fn recipients(&self) -> Vec<Recipient> {
+        self.wraps().into_iter().map(|w| w.recipient).collect()
+    }
+
     fn wrapped_for(&self, key: KeyId) -> Option<WrappedKey> {
         let mut wraps = self.message.owner_keys.iter();
-        wraps.find(|w| w.id.as_ref() == key.0).map(|w| WrappedKey {
-            nonce: w.nonce.to_vec(),
-            ciphertext: w.ciphertext.to_vec(),
-        })
+        wraps.find(|w| w.id.as_ref() == key.0).map(wrapped_of)
     }
 
     /// Opens it with a root key; `None` where that is no recipient.
@@ -251,15 +338,18 @@ impl KeyRing {
         self.open(key).map(Some)
     }
 
-    /// Opens a lineage's ring with the repository's key.
-    pub(crate) fn open_with_repository(&self, repository_key: &SecretKey) -> Result<OpenRing> {
+    /// Opens a lineage's ring with a key of the repository; `None` where that did not wrap it.
+    pub(crate) fn open_with_repository(
+        &self,
+        repository_key: &SecretKey,
+    ) -> Result<Option<OpenRing>> {
         let id = repository_key.id();
-        let wrapped = self
-            .wrapped_for(id)
-            .ok_or_else(|| Error::damaged(&self.name, "the repository's key does not open it"))?;
+        let Some(wrapped) = self.wrapped_for(id) else {
+            return Ok(None);
+        };
         let context = owner_context(self.owner()?, id);
         let key = unwrap(repository_key, &context, &wrapped).map_err(|e| self.bad_wrap(e))?;
-        self.open(key)
+        self.open(key).map(Some)
     }
 
     /// Names the object where the wrap itself is what is damaged.
@@ -276,34 +366,55 @@ impl KeyRing {
             return Err(damaged("it was changed after it was written"));
         }
         let owner = self.owner()?;
-        let mut keys = Vec::new();
-        for w in &self.message.data_keys {
+        let inner = |w: &WrapMessage, purpose| {
             let id =
-                DataKeyId::from_slice(&w.id).ok_or_else(|| damaged("a key id is malformed"))?;
+                KeyId::from_slice(&w.id).ok_or_else(|| damaged("the id of a key is malformed"))?;
             let context = WrapContext {
-                purpose: Purpose::DataKey,
+                purpose,
                 owner,
                 subject: id.0,
             };
-            let wrapped = WrappedKey {
-                nonce: w.nonce.to_vec(),
-                ciphertext: w.ciphertext.to_vec(),
-            };
-            let secret = unwrap(&owner_key, &context, &wrapped).map_err(|e| self.bad_wrap(e))?;
-            keys.push(DataKey { id, secret });
+            let secret = unwrap(&owner_key, &context, &wrapped_of(w));
+            Ok::<_, Error>((id, secret.map_err(|e| self.bad_wrap(e))?))
+        };
+        let mut keys = Vec::new();
+        for w in &self.message.data_keys {
+            let (id, secret) = inner(w, Purpose::DataKey)?;
+            keys.push(DataKey {
+                id: DataKeyId(id.0),
+                secret,
+                created: Timestamp(w.created),
+            });
+        }
+        let mut former_keys = Vec::new();
+        for w in &self.message.former_keys {
+            former_keys.push(inner(w, Purpose::FormerKey)?.1);
         }
         let current = keys
             .iter()
             .find(|key| key.id.0 == self.message.current.as_ref())
             .cloned()
             .ok_or_else(|| damaged("it has no current data key"))?;
-        let mut data_keys = DataKeys::new(current);
+        let data_keys = DataKeys::new(current);
         for key in keys {
             data_keys.add(key);
         }
         Ok(OpenRing {
             owner_key,
+            former_keys,
             data_keys,
+        })
+    }
+
+    /// What the next ring is made of where nothing changes.
+    pub(crate) fn next(&self, open: OpenRing) -> Result<Draft> {
+        Ok(Draft {
+            owner: self.owner()?,
+            number: self.number() + 1,
+            owner_key: open.owner_key,
+            former_keys: open.former_keys,
+            wraps: self.wraps(),
+            data_keys: open.data_keys,
         })
     }
 }

@@ -13,12 +13,11 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::catalog::{CatalogBody, CatalogState, Cluster, Lineage, Parent, check_cluster_name};
-use crate::keyring::{
-    KeyRing, OwnerWrap, Recipient, seal_ring, wrap_for_repository, wrap_for_root,
-};
-use crate::numbered::{ENTRIES_PER_RECAP, EntryHead, NumberedLog, Track, TrackName, highest};
+use crate::keychain::Keychain;
+use crate::keyring::{Draft, KeyRing, Recipient, wrap_for_root};
+use crate::numbered::{ENTRIES_PER_RECAP, EntryHead, NumberedLog, Track, TrackName};
 use crate::object::{ObjectBuilder, ObjectKind, ObjectView, fetch};
-use crate::store::{Created, Store};
+use crate::store::Store;
 use crate::{Error, Result, layout};
 
 /// What a repository works with.
@@ -38,6 +37,8 @@ struct RecipientMessage {
     scheme: String,
     #[prost(bytes = "bytes", tag = "2")]
     key: Bytes,
+    #[prost(string, tag = "3")]
+    label: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -65,8 +66,7 @@ pub struct Descriptor {
 pub struct Repository {
     environment: Environment,
     descriptor: Descriptor,
-    key: SecretKey,
-    catalog_keys: Arc<DataKeys>,
+    keychain: Arc<Keychain>,
     catalog: Mutex<NumberedLog<CatalogState>>,
 }
 
@@ -95,6 +95,7 @@ fn read_descriptor(view: &ObjectView) -> Result<Descriptor> {
                 Some(Recipient {
                     key: KeyId::from_slice(&r.key)?,
                     scheme: r.scheme,
+                    label: r.label,
                 })
             })
             .collect::<Option<_>>()
@@ -106,7 +107,7 @@ fn read_descriptor(view: &ObjectView) -> Result<Descriptor> {
 pub(crate) fn inspect_descriptor(view: &ObjectView) -> Result<Value> {
     let descriptor = read_descriptor(view)?;
     let recipients: Vec<Value> = (descriptor.recipients.iter())
-        .map(|r| json!({"scheme": r.scheme, "key": r.key.to_string()}))
+        .map(|r| json!({"scheme": r.scheme, "key": r.key.to_string(), "label": r.label}))
         .collect();
     Ok(json!({
         "repository": descriptor.repository,
@@ -120,7 +121,12 @@ impl Repository {
     ///
     /// # Errors
     /// Refused where one exists, or where one was half made for other keys.
-    pub async fn init(environment: Environment, providers: &[&dyn KeyProvider]) -> Result<Self> {
+    pub async fn init<P>(environment: Environment, providers: &[P]) -> Result<Self>
+    where
+        P: Clone + Into<Arc<dyn KeyProvider>>,
+    {
+        let providers: Vec<Arc<dyn KeyProvider>> =
+            providers.iter().cloned().map(Into::into).collect();
         let Some(first) = providers.first() else {
             return Err(Error::Usage {
                 what: "a repository needs at least one key".to_owned(),
@@ -135,7 +141,7 @@ impl Repository {
         }
         let name = layout::catalog_keys(1);
         if store.stat(&name).await?.is_none() {
-            let ring = new_catalog_ring(&environment, providers).await?;
+            let ring = new_catalog_ring(&environment, &providers).await?;
             store.create(&name, ring).await?;
         }
         // Read back: it may be another's, who makes this repository at the same moment or who was
@@ -147,7 +153,7 @@ impl Repository {
             && providers
                 .iter()
                 .all(|provider| wanted.contains(&provider.key_id()));
-        if !same || ring.open_with_root(*first).await?.is_none() {
+        if !same || ring.open_with_root(&**first).await?.is_none() {
             return Err(Error::refused(
                 format!("a repository at {} was begun with other keys", store.url()),
                 "Name the same key files as then, or another place.",
@@ -159,50 +165,33 @@ impl Repository {
             recipients: (recipients.iter())
                 .map(|recipient| RecipientMessage {
                     scheme: recipient.scheme.clone(),
+                    label: recipient.label.clone(),
                     key: Bytes::copy_from_slice(&recipient.key.0),
                 })
                 .collect(),
         };
         let id = ObjectId::random(environment.entropy.as_ref());
-        let mut builder = ObjectBuilder::new(ObjectKind::Descriptor, id, None);
+        let mut builder = ObjectBuilder::new(ObjectKind::Descriptor, id, None::<DataKey>);
         builder.clear(descriptor.encode_to_vec());
         store
             .create(layout::DESCRIPTOR, builder.seal().bytes)
             .await?;
-        Self::open(environment, *first).await
+        Self::open(environment, first.clone()).await
     }
 
     /// Opens a repository.
     ///
     /// # Errors
     /// Not found where there is none; refused where the key is none of its recipients'.
-    pub async fn open(environment: Environment, provider: &dyn KeyProvider) -> Result<Self> {
-        let store = environment.store.as_ref();
-        let descriptor = describe(store).await?;
-        let number = highest(store, layout::catalog_keys, 1).await?;
-        let name = layout::catalog_keys(number);
-        let ring = KeyRing::read(store, &name, number)
-            .await
-            .map_err(|error| error.named_by(layout::DESCRIPTOR))?;
-        if ring.owner()? != descriptor.repository.0 {
-            return Err(Error::damaged(name, "it belongs to another repository"));
-        }
-        let Some(open) = ring.open_with_root(provider).await? else {
-            return Err(Error::WrongRootKey {
-                repository: descriptor.repository,
-                wanted: ring
-                    .recipients()
-                    .iter()
-                    .map(|recipient| recipient.key)
-                    .collect(),
-                place: provider.place(),
-                held: provider.key_id(),
-            });
-        };
-        let catalog_keys = Arc::new(open.data_keys);
+    pub async fn open(
+        environment: Environment,
+        provider: impl Into<Arc<dyn KeyProvider>>,
+    ) -> Result<Self> {
+        let descriptor = describe(environment.store.as_ref()).await?;
+        let keychain = Keychain::open(&environment, descriptor.repository, provider.into()).await?;
         let track = Track {
             store: environment.store.clone(),
-            keys: catalog_keys.clone(),
+            keys: keychain.catalog_keys().clone(),
             owner: descriptor.repository.0,
             name: TrackName::Catalog,
             entries_per_recap: ENTRIES_PER_RECAP,
@@ -212,9 +201,17 @@ impl Repository {
             catalog: Mutex::new(NumberedLog::load(track, clock, entropy).await?),
             environment,
             descriptor,
-            key: open.owner_key,
-            catalog_keys,
+            keychain,
         })
+    }
+
+    pub(crate) fn keychain(&self) -> &Arc<Keychain> {
+        &self.keychain
+    }
+
+    /// The data keys of the catalog.
+    pub fn catalog_keys(&self) -> &Arc<DataKeys> {
+        self.keychain.catalog_keys()
     }
 
     /// What can be told without a key.
@@ -264,7 +261,7 @@ impl Repository {
                 if !head.is_some_and(|head| head.number == number && head.owner == owner) {
                     return Err(view.head().damaged("it holds another entry"));
                 }
-                view.authenticate(&self.catalog_keys)
+                view.authenticate(&self.catalog_keys())
             };
             match read.await {
                 Err(error) if error.kind() == ErrorKind::Damaged || error.is_absent() => {
@@ -282,7 +279,8 @@ impl Repository {
     /// Refused where a cluster of this name exists; of two that are made at once, one is refused.
     pub async fn create_cluster(&self, name: &str, engine: Bytes) -> Result<Lineage> {
         check_cluster_name(name)?;
-        let (lineage, keys) = self.new_lineage(None).await?;
+        let draft = self.new_lineage(None).await?;
+        let lineage = LineageId(draft.owner);
         let body = CatalogBody::ClusterCreated {
             name: name.to_owned(),
             lineage,
@@ -299,13 +297,14 @@ impl Repository {
                 )),
             })
             .await?;
-        Ok(self.handle(lineage, keys))
+        self.begun(draft).await
     }
 
     /// Makes a lineage of a cluster, born of another one, whose objects it can read.
     pub async fn add_lineage(&self, cluster: &str, parent: Parent) -> Result<Lineage> {
         let parent_keys = self.lineage(parent.lineage).await?.keys().as_ref().clone();
-        let (lineage, keys) = self.new_lineage(Some(&parent_keys)).await?;
+        let draft = self.new_lineage(Some(&parent_keys)).await?;
+        let lineage = LineageId(draft.owner);
         let body = CatalogBody::LineageAdded {
             cluster: cluster.to_owned(),
             lineage,
@@ -320,7 +319,7 @@ impl Repository {
                 None => Err(no_cluster(cluster)),
             })
             .await?;
-        Ok(self.handle(lineage, keys))
+        self.begun(draft).await
     }
 
     /// Makes a lineage of a cluster that has nothing in common with those before it.
@@ -333,7 +332,8 @@ impl Repository {
         newest: LineageId,
         engine: Bytes,
     ) -> Result<Lineage> {
-        let (lineage, keys) = self.new_lineage(None).await?;
+        let draft = self.new_lineage(None).await?;
+        let lineage = LineageId(draft.owner);
         let body = CatalogBody::LineageAdded {
             cluster: cluster.to_owned(),
             lineage,
@@ -352,7 +352,7 @@ impl Repository {
                 None => Err(no_cluster(cluster)),
             })
             .await?;
-        Ok(self.handle(lineage, keys))
+        self.begun(draft).await
     }
 
     /// Retires a cluster: its name is free again, and its backups stay until retention removes them.
@@ -398,23 +398,15 @@ impl Repository {
             });
         }
         drop(catalog);
-        let store = self.environment.store.as_ref();
-        let number = highest(store, |n| layout::lineage_keys(lineage, n), 1).await?;
-        let name = layout::lineage_keys(lineage, number);
-        let ring = KeyRing::read(store, &name, number)
-            .await
-            .map_err(|error| error.named_by("the catalog"))?;
-        if ring.owner()? != lineage.0 {
-            return Err(Error::damaged(name, "it belongs to another lineage"));
-        }
-        let open = ring.open_with_repository(&self.key)?;
+        let (_, open) = self.keychain.open_lineage(lineage).await?;
         Ok(self.handle(lineage, open.data_keys))
     }
 
     /// The key ring that holds data key `key`, the catalog's or a lineage's; `None` where none does.
     pub async fn keys_with(&self, key: DataKeyId) -> Result<Option<Arc<DataKeys>>> {
-        if self.catalog_keys.get(key).is_some() {
-            return Ok(Some(self.catalog_keys.clone()));
+        let catalog_keys = self.catalog_keys();
+        if catalog_keys.get(key).is_some() {
+            return Ok(Some(catalog_keys.clone()));
         }
         for cluster in self.clusters().await? {
             for record in &cluster.lineages {
@@ -433,34 +425,36 @@ impl Repository {
             clock,
             entropy,
         } = self.environment.clone();
+        let keys = self.keychain.followed(lineage, keys);
         Lineage::new(lineage, store, keys, clock, entropy)
     }
 
     /// Writes the key ring of a new lineage. Until the catalog names it, it is of no effect.
-    async fn new_lineage(&self, parent: Option<&DataKeys>) -> Result<(LineageId, DataKeys)> {
+    async fn new_lineage(&self, parent: Option<&DataKeys>) -> Result<Draft> {
         let entropy = self.environment.entropy.as_ref();
         let lineage = LineageId::random(entropy);
-        let owner_key = SecretKey::random(entropy);
-        let mut keys = DataKeys::new(DataKey::random(entropy));
-        for key in parent.into_iter().flat_map(DataKeys::iter) {
-            keys.add(key);
+        let owner_key = self.keychain.new_owner_key();
+        let data_keys = DataKeys::new(self.keychain.new_data_key());
+        for key in parent.into_iter().flat_map(DataKeys::all) {
+            data_keys.add(key);
         }
-        let wraps = [wrap_for_repository(
-            lineage.0, &owner_key, &self.key, entropy,
-        )];
-        let now = self.environment.clock.now();
-        let ring = seal_ring(lineage.0, 1, &owner_key, &wraps, &keys, now, entropy);
-        let name = layout::lineage_keys(lineage, 1);
-        let store = self.environment.store.as_ref();
-        // The name is random: what exists there is this very ring, from a create whose reply was lost.
-        if store.create(&name, ring.bytes.clone()).await? == Created::Exists
-            && store.read(&name).await? != ring.bytes
-        {
-            return Err(Error::Bug {
-                what: format!("random name {name} exists"),
-            });
-        }
-        Ok((lineage, keys))
+        let draft = Draft {
+            owner: lineage.0,
+            number: 1,
+            wraps: vec![self.keychain.wrap_lineage(lineage, &owner_key)],
+            owner_key,
+            former_keys: Vec::new(),
+            data_keys,
+        };
+        self.keychain.begin_lineage(&draft).await?;
+        Ok(draft)
+    }
+
+    /// The handle of a lineage that the catalog names now.
+    async fn begun(&self, draft: Draft) -> Result<Lineage> {
+        let (lineage, keys) = (LineageId(draft.owner), draft.data_keys.clone());
+        self.keychain.see_to_new_lineage(draft).await?;
+        Ok(self.handle(lineage, keys))
     }
 }
 
@@ -472,16 +466,23 @@ fn no_cluster(name: &str) -> Error {
 
 async fn new_catalog_ring(
     environment: &Environment,
-    providers: &[&dyn KeyProvider],
+    providers: &[Arc<dyn KeyProvider>],
 ) -> Result<Bytes> {
     let entropy = environment.entropy.as_ref();
-    let repository = RepositoryId::random(entropy);
-    let key = SecretKey::random(entropy);
-    let mut wraps: Vec<OwnerWrap> = Vec::new();
-    for provider in providers {
-        wraps.push(wrap_for_root(repository.0, &key, *provider, entropy).await?);
-    }
-    let keys = DataKeys::new(DataKey::random(entropy));
+    let owner = RepositoryId::random(entropy).0;
+    let owner_key = SecretKey::random(entropy);
     let now = environment.clock.now();
-    Ok(seal_ring(repository.0, 1, &key, &wraps, &keys, now, entropy).bytes)
+    let mut wraps = Vec::with_capacity(providers.len());
+    for provider in providers {
+        wraps.push(wrap_for_root(owner, &owner_key, &**provider, now, entropy).await?);
+    }
+    let draft = Draft {
+        owner,
+        number: 1,
+        owner_key,
+        former_keys: Vec::new(),
+        wraps,
+        data_keys: DataKeys::new(DataKey::made(now, entropy)),
+    };
+    Ok(draft.seal(entropy))
 }

@@ -24,7 +24,7 @@ use crate::log::piece::{
     log_frames,
 };
 use crate::log::time_map::decode_steps;
-use crate::object::{ObjectHead, ObjectKind, ObjectView, fetch, fetch_head};
+use crate::object::{ObjectHead, ObjectKind, ObjectView, fetch_head, fetch_with};
 use crate::pages::digests::{self, FrameDigests, PageDigester};
 use crate::pages::fetch::{Fetcher, check_identity, object_name};
 use crate::pages::frame::PageFrame;
@@ -436,9 +436,14 @@ pub(crate) async fn verify_manifest_object(
     if !deep {
         return check_len(fetcher, &name, object.len, needed_by).await;
     }
-    let view = fetch(&**fetcher.store(), &name, ObjectKind::Manifest)
-        .await
-        .map_err(|error| error.named_by(needed_by))?;
+    let view = fetch_with(
+        &**fetcher.store(),
+        fetcher.keys(),
+        &name,
+        ObjectKind::Manifest,
+    )
+    .await
+    .map_err(|error| error.named_by(needed_by))?;
     check_identity(view.head(), object)?;
     let keys = Arc::clone(fetcher.keys());
     blocking(move || {
@@ -563,7 +568,7 @@ async fn verify_pack(fetcher: &Arc<Fetcher>, used: &Arc<UsedPack>, deep: bool) -
         check_len(fetcher, &name, used.object.len, &used.needed_by).await?;
         return check_named(&head, used);
     }
-    let view = fetch(&**fetcher.store(), &name, ObjectKind::Pack)
+    let view = fetch_with(&**fetcher.store(), fetcher.keys(), &name, ObjectKind::Pack)
         .await
         .map_err(|error| error.named_by(&used.needed_by))?;
     let (keys, used) = (Arc::clone(fetcher.keys()), Arc::clone(used));
@@ -744,9 +749,14 @@ pub(crate) async fn verify_piece(
         check_len(fetcher, &name, head.object_len(), "the ledger").await?;
         return log_frames(&head, piece).map(|_| ());
     }
-    let view = fetch(&**fetcher.store(), &name, ObjectKind::LedgerEntry)
-        .await
-        .map_err(|error| error.named_by("the ledger"))?;
+    let view = fetch_with(
+        &**fetcher.store(),
+        fetcher.keys(),
+        &name,
+        ObjectKind::LedgerEntry,
+    )
+    .await
+    .map_err(|error| error.named_by("the ledger"))?;
     let (keys, piece) = (Arc::clone(fetcher.keys()), piece.clone());
     let identity = PieceIdentity {
         lineage: state.lineage,

@@ -4,12 +4,15 @@
 //! that matters to a backup and remembers what was acknowledged; [`oracle`] says whether a copy is
 //! sound and the same. Nothing here is compiled into a product.
 
+mod http;
 pub mod installed;
+pub mod kms;
 pub mod oracle;
 pub mod program;
 pub mod s3;
 pub mod server;
 pub mod small_disk;
+pub mod vault;
 pub mod waldump;
 pub mod workload;
 
@@ -17,9 +20,11 @@ use std::time::Duration;
 
 use borealis_base::{Clock, SystemClock};
 
+pub use kms::KmsServer;
 pub use program::{Answer, Protect, Site};
 pub use server::{ServerOptions, TestServer};
 pub use small_disk::SmallDisk;
+pub use vault::VaultServer;
 pub use workload::{Acknowledged, Outcome, Workload, WorkloadOptions};
 
 /// How often a waited-for condition is looked at.

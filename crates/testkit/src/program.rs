@@ -111,6 +111,8 @@ pub struct Site {
     user: Option<SystemUser>,
     /// The repository's URL where it is no folder.
     url: Option<String>,
+    /// The root key's URL where it is not the key file.
+    key: Option<String>,
     /// What the program finds in its environment besides.
     environment: Vec<(String, String)>,
 }
@@ -125,6 +127,7 @@ impl Site {
             binaries: server.binaries().clone(),
             user: None,
             url: None,
+            key: None,
             environment: Vec::new(),
         };
         site.configure(&server.dsn());
@@ -162,14 +165,23 @@ impl Site {
 
     /// Names another source in the configuration.
     pub fn configure(&self, source: &str) {
+        let key = self.key.as_ref().map_or_else(
+            || format!("key_file = \"{}\"", self.key_file().display()),
+            |url| format!("key = \"{url}\""),
+        );
         let text = format!(
-            "repository = \"{}\"\nkey_file = \"{}\"\nsource = \"{source}\"\n",
+            "repository = \"{}\"\n{key}\nsource = \"{source}\"\n",
             self.url
                 .clone()
                 .unwrap_or_else(|| self.repository().display().to_string()),
-            self.key_file().display()
         );
         std::fs::write(self.dir.path().join("config.toml"), text).expect("it is ours");
+    }
+
+    /// Names another root key in the configuration, by its URL.
+    pub fn use_key(&mut self, url: &str, source: &str) {
+        self.key = Some(url.to_owned());
+        self.configure(source);
     }
 
     /// Gives the program a variable, from the next run on.
@@ -210,7 +222,7 @@ impl Site {
         let mut command = Command::new(&self.program);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if ["PG", "BOREALIS_", "AWS_"]
+            if ["PG", "BOREALIS_", "AWS_", "VAULT_"]
                 .iter()
                 .any(|theirs| name.starts_with(theirs))
             {

@@ -51,6 +51,11 @@ fn restore_command(
     add("--repository", "BOREALIS_REPOSITORY", repository);
     let key_file = global.key_file.as_ref().map(OsString::from);
     add("--key-file", "BOREALIS_KEY_FILE", key_file);
+    add(
+        "--key",
+        "BOREALIS_KEY",
+        global.key.as_ref().map(OsString::from),
+    );
     let config = global.config.as_ref().map(OsString::from);
     add("--config", "BOREALIS_CONFIG", config);
     words
@@ -182,6 +187,7 @@ mod tests {
     fn what_came_as_an_option_is_repeated_and_what_came_from_a_variable_is_not() {
         let global = Global {
             repository: Some("/srv/backup".to_owned()),
+            key: None,
             key_file: Some(PathBuf::from("/etc/key")),
             config: None,
             json: false,

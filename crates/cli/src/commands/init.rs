@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use borealis_base::{Entropy, ErrorKind};
-use borealis_keys::{FileKey, KeyProvider};
+use borealis_keys::{FileKey, KeyProvider, KeyUrl};
 use borealis_repository::store::probe::probe;
 use borealis_repository::store::{self, Absent, StoreErrorKind};
 use borealis_repository::{Environment, Repository, layout};
@@ -21,6 +22,7 @@ struct Made {
     repository: String,
     id: String,
     key_files: Vec<KeyFile>,
+    service_keys: Vec<ServiceKey>,
 }
 
 #[derive(Serialize)]
@@ -28,6 +30,34 @@ struct KeyFile {
     path: PathBuf,
     key: String,
     made: bool,
+}
+
+#[derive(Serialize)]
+struct ServiceKey {
+    scheme: &'static str,
+    name: String,
+    key: String,
+}
+
+/// A key that the repository is made for.
+enum Key {
+    File { key: FileKey, made: bool },
+    Service(Arc<dyn KeyProvider>),
+}
+
+impl Key {
+    fn provider(&self) -> Arc<dyn KeyProvider> {
+        match self {
+            Self::File { key, .. } => key.into(),
+            Self::Service(provider) => provider.clone(),
+        }
+    }
+}
+
+/// A key as it was found, before anything is made.
+enum Found {
+    File { path: PathBuf, key: Option<FileKey> },
+    Service(Arc<dyn KeyProvider>),
 }
 
 /// How far a repository at a place has been made.
@@ -43,39 +73,21 @@ enum Stage {
 /// Runs the command.
 pub async fn run(context: &Context, args: &Init) -> Result<ExitCode, Failure> {
     let url = context.repository_url()?;
-    let key_file = context.key_file().map_err(|failure| {
-        failure.hint(
-            "Name one with --key-file, in BOREALIS_KEY_FILE, or as key_file in the configuration \
-             file; it is made if it does not exist. Keep it apart from the repository.",
-        )
-    })?;
-    let mut paths = vec![absolute(&key_file)];
-    if let Some(recipient) = &args.recipient {
-        let recipient = absolute(recipient);
-        if paths.contains(&recipient) {
-            return Err(Failure::usage(format!(
-                "--recipient names the same file as --key-file: {}",
-                recipient.display()
-            ))
-            .hint("Name another file, kept in another place."));
-        }
-        paths.push(recipient);
-    }
+    let urls = named_keys(context, args)?;
     // Before any key is made: one that belongs to nothing would be taken for the one that matters.
     let stage = look(context, &url).await?;
-    let present = read_present(&paths, stage, &url)?;
+    let found = find(context, &urls, stage, &url).await?;
     let store = store::open(&url, Absent::Create, &context.outfit()).await?;
-    let mut keys = Vec::with_capacity(paths.len());
-    for (path, found) in paths.iter().zip(present) {
-        let made = found.is_none();
-        let key = make(path, found, context.entropy.as_ref()).inspect_err(|_| {
+    let mut keys = Vec::with_capacity(found.len());
+    for found in found {
+        let key = make(found, context.entropy.as_ref()).inspect_err(|_| {
             if stage == Stage::Absent {
                 remove_empty_folder(&store.url());
             }
         })?;
-        keys.push((key, made));
+        keys.push(key);
     }
-    let providers: Vec<&dyn KeyProvider> = keys.iter().map(|(key, _)| key as _).collect();
+    let providers: Vec<_> = keys.iter().map(Key::provider).collect();
     let environment = Environment {
         store,
         clock: context.clock.clone(),
@@ -83,19 +95,63 @@ pub async fn run(context: &Context, args: &Init) -> Result<ExitCode, Failure> {
     };
     let repository = (Repository::init(environment, &providers).await)
         .map_err(|error| keys_stay(error.into(), &keys))?;
-    let answer = Made {
-        repository: repository.environment().store.url(),
-        id: repository.id().to_string(),
-        key_files: (keys.iter())
-            .map(|(key, made)| KeyFile {
+    let answer = told(&repository, &keys);
+    output::answer(context.global.json, &answer, text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The keys that are named, the first one by the options of every command.
+fn named_keys(context: &Context, args: &Init) -> Result<Vec<KeyUrl>, Failure> {
+    let key = context.key().map_err(|failure| match failure.kind {
+        ErrorKind::Usage if failure.message.starts_with("no key file") => failure.hint(
+            "Name one with --key-file, in BOREALIS_KEY_FILE, or as key_file in the configuration \
+             file; it is made if it does not exist. Keep it apart from the repository. A key in a key \
+             service is named with --key.",
+        ),
+        _ => failure,
+    })?;
+    let mut urls = vec![key.anchored(absolute)];
+    for recipient in &args.recipient {
+        let recipient = KeyUrl::parse(recipient)?.anchored(absolute);
+        if urls.contains(&recipient) {
+            let what = recipient.key_file().map_or_else(
+                || format!("--recipient names the same key again: {recipient}"),
+                |path| {
+                    format!(
+                        "--recipient names the same file as --key-file: {}",
+                        path.display()
+                    )
+                },
+            );
+            return Err(Failure::usage(what).hint("Name another key, kept in another place."));
+        }
+        urls.push(recipient);
+    }
+    Ok(urls)
+}
+
+fn told(repository: &Repository, keys: &[Key]) -> Made {
+    let (mut key_files, mut service_keys) = (Vec::new(), Vec::new());
+    for key in keys {
+        match key {
+            Key::File { key, made } => key_files.push(KeyFile {
                 path: key.path().to_owned(),
                 key: key.key_id().to_string(),
                 made: *made,
-            })
-            .collect(),
-    };
-    output::answer(context.global.json, &answer, text)?;
-    Ok(ExitCode::SUCCESS)
+            }),
+            Key::Service(provider) => service_keys.push(ServiceKey {
+                scheme: provider.scheme(),
+                name: provider.label(),
+                key: provider.key_id().to_string(),
+            }),
+        }
+    }
+    Made {
+        repository: repository.environment().store.url(),
+        id: repository.id().to_string(),
+        key_files,
+        service_keys,
+    }
 }
 
 /// Refuses a place that holds a repository, or a bucket that can't hold one.
@@ -118,30 +174,42 @@ async fn look(context: &Context, url: &str) -> Result<Stage, Failure> {
     Ok(if begun { Stage::Begun } else { Stage::Nothing })
 }
 
-/// The keys of the files that exist.
-fn read_present(
-    paths: &[PathBuf],
+/// The keys that exist. Those of services always do, or it ends here.
+async fn find(
+    context: &Context,
+    urls: &[KeyUrl],
     stage: Stage,
-    url: &str,
-) -> Result<Vec<Option<FileKey>>, Failure> {
-    paths
-        .iter()
-        .map(|path| match FileKey::read(path) {
-            Ok(key) => Ok(Some(key)),
-            Err(error) if error.kind() == ErrorKind::NotFound && stage == Stage::Begun => {
-                Err(Failure::new(
-                    ErrorKind::Refused,
-                    format!(
-                        "a repository at {url} was begun with key files that exist, and {} does not",
-                        path.display()
-                    ),
-                )
-                .hint("Name the same key files as then, or another place for the repository."))
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        })
-        .collect()
+    repository: &str,
+) -> Result<Vec<Found>, Failure> {
+    let mut found = Vec::with_capacity(urls.len());
+    for url in urls {
+        found.push(match url {
+            KeyUrl::File(path) => Found::File {
+                key: read_present(path, stage, repository)?,
+                path: path.clone(),
+            },
+            _ => Found::Service(borealis_keys::open(url, &context.key_outfit()).await?),
+        });
+    }
+    Ok(found)
+}
+
+fn read_present(path: &Path, stage: Stage, repository: &str) -> Result<Option<FileKey>, Failure> {
+    match FileKey::read(path) {
+        Ok(key) => Ok(Some(key)),
+        Err(error) if error.kind() == ErrorKind::NotFound && stage == Stage::Begun => {
+            Err(Failure::new(
+                ErrorKind::Refused,
+                format!(
+                    "a repository at {repository} was begun with key files that exist, and {} does not",
+                    path.display()
+                ),
+            )
+            .hint("Name the same key files as then, or another place for the repository."))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The folder that was made for a repository that there will not be. One that holds anything stays.
@@ -153,10 +221,12 @@ fn remove_empty_folder(url: &str) {
 }
 
 /// Keys are never removed: the repository may have been begun with them, although no answer came.
-fn keys_stay(failure: Failure, keys: &[(FileKey, bool)]) -> Failure {
+fn keys_stay(failure: Failure, keys: &[Key]) -> Failure {
     let made: Vec<String> = (keys.iter())
-        .filter(|(_, made)| *made)
-        .map(|(key, _)| key.path().display().to_string())
+        .filter_map(|key| match key {
+            Key::File { key, made: true } => Some(key.path().display().to_string()),
+            _ => None,
+        })
         .collect();
     if made.is_empty() {
         return failure;
@@ -168,11 +238,15 @@ fn keys_stay(failure: Failure, keys: &[(FileKey, bool)]) -> Failure {
     ))
 }
 
-fn make(path: &Path, found: Option<FileKey>, entropy: &dyn Entropy) -> Result<FileKey, Failure> {
-    match found {
-        Some(key) => Ok(key),
-        None => Ok(FileKey::create(path, entropy)?),
-    }
+fn make(found: Found, entropy: &dyn Entropy) -> Result<Key, Failure> {
+    Ok(match found {
+        Found::Service(provider) => Key::Service(provider),
+        Found::File { key: Some(key), .. } => Key::File { key, made: false },
+        Found::File { path, key: None } => Key::File {
+            key: FileKey::create(&path, entropy)?,
+            made: true,
+        },
+    })
 }
 
 fn text(made: &Made) -> String {
@@ -190,12 +264,21 @@ fn text(made: &Made) -> String {
             file.key
         );
     }
-    out += "\nEverything in the repository is encrypted. Without ";
-    out += if made.key_files.len() > 1 {
-        "one of these key files"
-    } else {
-        "this key file"
+    for key in &made.service_keys {
+        let _ = writeln!(out, "{:<11} {} (key {})", key.scheme, key.name, key.key);
+    }
+    out += "\nEverything in the repository is encrypted. ";
+    out += match (made.key_files.len(), made.service_keys.len()) {
+        (1, 0) => {
+            "Without this key file nobody can read the backups, you included,\nand no one can make it again. Keep a copy in another place, apart from the repository."
+        }
+        (_, 0) => {
+            "Without one of these key files nobody can read the backups, you included,\nand no one can make it again. Keep a copy in another place, apart from the repository."
+        }
+        (0, 1) => {
+            "Without this key nobody can read the backups, you included.\nProtect it from deletion, or add a key file that lies in a safe: borealis key add."
+        }
+        _ => "Without one of these keys nobody can read the backups, you included.",
     };
-    out += " nobody can read the backups, you included,\nand no one can make it again. Keep a copy in another place, apart from the repository.";
     out
 }

@@ -37,7 +37,7 @@ pub async fn run(context: &Context, args: &Inspect) -> Result<ExitCode, Failure>
         None => None,
     };
     let bytes = read(store.as_deref(), &args.object).await?;
-    let site = match (&named, context.key_file()) {
+    let site = match (&named, context.key()) {
         (Some(_), Ok(_)) => Some(context.site().await?),
         _ => None,
     };

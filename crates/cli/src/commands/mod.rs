@@ -6,6 +6,7 @@ mod find;
 mod hold;
 mod init;
 mod inspect;
+mod key;
 mod objective;
 mod protect;
 mod repository;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use borealis_base::{Clock, Entropy, ErrorKind, SystemClock, SystemEntropy, Timestamp};
+use borealis_keys::KeyUrl;
 use borealis_operations::Site;
 use borealis_pg_server::ConnInfo;
 use borealis_repository::catalog::check_cluster_name;
@@ -89,6 +91,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Failu
         // It ends in good order by itself.
         Command::Protect(args) => protect::run(context, args).await,
         Command::Init(args) => context.interruptible(init::run(context, &args)).await,
+        Command::Key(args) => context.interruptible(key::run(context, &args)).await,
         Command::Check(args) => context.interruptible(check::run(context, &args)).await,
         Command::Unprotect(args) => context.interruptible(unprotect::run(context, &args)).await,
         Command::Status(args) => context.interruptible(status::run(context, &args)).await,
@@ -167,13 +170,29 @@ impl Context {
         )
     }
 
-    /// The key file that is named.
-    pub fn key_file(&self) -> Result<PathBuf, Failure> {
-        let named = self.global.key_file.as_ref();
-        let path = named.or(self.config.key_file.as_ref());
-        match path.filter(|path| !path.as_os_str().is_empty()) {
-            Some(path) => Ok(path.clone()),
-            None => Err(missing(KEY_FILE)),
+    /// The root key that is named.
+    pub fn key(&self) -> Result<KeyUrl, Failure> {
+        let Global { key, key_file, .. } = &self.global;
+        let (key, key_file) = if key.is_none() && key_file.is_none() {
+            (&self.config.key, &self.config.key_file)
+        } else {
+            (key, key_file)
+        };
+        match (key, key_file) {
+            (Some(_), Some(_)) => Err(Failure::usage("a key and a key file are both named").hint(
+                "Name one of them; options and the variables BOREALIS_KEY and BOREALIS_KEY_FILE count alike.",
+            )),
+            (Some(url), None) if !url.trim().is_empty() => Ok(KeyUrl::parse(url)?),
+            (None, Some(path)) if !path.as_os_str().is_empty() => Ok(path.clone().into()),
+            _ => Err(missing(KEY_FILE)),
+        }
+    }
+
+    /// What a key provider works with.
+    pub fn key_outfit(&self) -> borealis_keys::Outfit {
+        borealis_keys::Outfit {
+            clock: self.clock.clone(),
+            entropy: self.entropy.clone(),
         }
     }
 
@@ -194,8 +213,8 @@ impl Context {
 
     /// Opens the repository.
     pub async fn site(&self) -> Result<Site, Failure> {
-        let (url, key_file) = (self.repository_url()?, self.key_file()?);
-        Ok(Site::open(&url, key_file, self.clock.clone(), self.entropy.clone()).await?)
+        let (url, key) = (self.repository_url()?, self.key()?);
+        Ok(Site::open(&url, key, self.clock.clone(), self.entropy.clone()).await?)
     }
 }
 
@@ -207,8 +226,13 @@ const SOURCE: Ways = ("--source", "BOREALIS_SOURCE", "source");
 
 fn missing((option, variable, key): Ways) -> Failure {
     let what = key.replace('_', " ");
+    let other = if key == KEY_FILE.2 {
+        " A key in a key service is named with --key, in BOREALIS_KEY, or as key."
+    } else {
+        ""
+    };
     Failure::usage(format!("no {what} is named")).hint(format!(
-        "Name it with {option}, in {variable}, or as {key} in the configuration file."
+        "Name it with {option}, in {variable}, or as {key} in the configuration file.{other}"
     ))
 }
 

@@ -9,7 +9,7 @@ use borealis_base::show_duration;
 use borealis_operations::protect::schedule::Schedule;
 use borealis_operations::protect::slot_policy::Policy as SlotPolicy;
 use borealis_operations::protect::upkeep::UpkeepOptions;
-use borealis_operations::protect::{Options, Stopped, protect};
+use borealis_operations::protect::{KeyPatience, Options, Stopped, protect};
 use borealis_operations::retention::NewTerms;
 
 use super::{Context, cluster_name, interrupted};
@@ -37,6 +37,10 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
         policy: match args.protect {
             Policy::Primary => SlotPolicy::Primary,
             Policy::Continuity => SlotPolicy::Continuity,
+        },
+        key_patience: KeyPatience {
+            interval: args.key_check_interval,
+            outage_max: args.key_outage_max,
         },
         take_over: args.take_over,
         new_lineage: args.new_lineage,
@@ -74,6 +78,7 @@ fn drill_command(global: &Global) -> Vec<OsString> {
         words.extend(value.into_iter().flat_map(|value| [option.into(), value]));
     };
     add("--repository", global.repository.clone().map(Into::into));
+    add("--key", global.key.clone().map(Into::into));
     add("--key-file", global.key_file.clone().map(Into::into));
     add("--config", global.config.clone().map(Into::into));
     words
@@ -93,6 +98,7 @@ fn refuse_unusable(args: &Protect) -> Result<(), Failure> {
     }
     let zero = [
         ("--flush-interval", args.flush_interval.is_zero()),
+        ("--key-check-interval", args.key_check_interval.is_zero()),
         ("--base-backup-every", args.base_backup_every.is_zero()),
         ("--scrub-rate", args.scrub_rate.0 == 0),
         ("--base-backup-every-log", args.base_backup_every_log.0 == 0),

@@ -1,9 +1,10 @@
 //! `borealis wal fetch`: PostgreSQL's `restore_command`. A failure exits with 200.
 
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use borealis_keys::KeyUrl;
 use borealis_operations::Site;
 use borealis_operations::restore::recovery_file::RecoveryFile;
 use borealis_operations::wal_fetch::prefetch::fetch_ahead;
@@ -45,7 +46,7 @@ async fn fetch(
             let lineage = open(context, &question.plan).await?;
             let (fetched, more) = serve(&lineage, &question, target).await?;
             if more {
-                start_prefetch(&key_file(context, &question.plan)?);
+                start_prefetch(&key(context, &question.plan)?);
             }
             fetched
         }
@@ -62,7 +63,7 @@ async fn fetch(
 async fn open(context: &Context, plan: &RecoveryFile) -> Result<Lineage, Failure> {
     let site = Site::open(
         &plan.repository,
-        key_file(context, plan)?,
+        key(context, plan)?,
         context.clock.clone(),
         context.entropy.clone(),
     )
@@ -70,20 +71,29 @@ async fn open(context: &Context, plan: &RecoveryFile) -> Result<Lineage, Failure
     Ok(site.repository.lineage(plan.lineage).await?)
 }
 
-fn key_file(context: &Context, plan: &RecoveryFile) -> Result<PathBuf, Failure> {
-    match &plan.key_file {
-        Some(path) => Ok(path.clone()),
-        None => context.key_file(),
+fn key(context: &Context, plan: &RecoveryFile) -> Result<KeyUrl, Failure> {
+    match (&plan.key_file, &plan.key) {
+        (Some(path), _) => Ok(path.clone().into()),
+        (None, Some(url)) => Ok(KeyUrl::parse(url)?),
+        (None, None) => context.key(),
     }
 }
 
 /// Starts the process that fetches ahead. It outlives this one, which the server waits for, and is in a
 /// group of its own, since a server that stops signals the group of its recovery.
-fn start_prefetch(key_file: &Path) {
+fn start_prefetch(key: &KeyUrl) {
     let started = std::env::current_exe().and_then(|program| {
-        Command::new(program)
+        let mut command = Command::new(program);
+        // One of them names the key, and both at once none.
+        command
+            .env_remove("BOREALIS_KEY")
+            .env_remove("BOREALIS_KEY_FILE");
+        match key.key_file() {
+            Some(path) => command.env("BOREALIS_KEY_FILE", path),
+            None => command.env("BOREALIS_KEY", key.to_string()),
+        };
+        command
             .args(["wal", "prefetch"])
-            .env("BOREALIS_KEY_FILE", key_file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .process_group(0)

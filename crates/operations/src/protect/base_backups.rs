@@ -171,7 +171,7 @@ impl BaseBackups<'_> {
         let target = PackTarget {
             store: self.lineage.store().clone(),
             lineage: self.lineage.id(),
-            key: self.lineage.keys().current().clone(),
+            key: self.lineage.keys().current(),
             entropy: self.lineage.entropy().clone(),
             pack_bytes_max: PACK_BYTES_MAX,
             patience: Patience::default(),

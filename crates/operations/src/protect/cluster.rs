@@ -139,6 +139,7 @@ mod tests {
             lineage: parent,
             repository: "/srv/backup".to_owned(),
             key_file: None,
+            key: None,
             branch: Branch(1),
             log_start: Position(0),
             log_in_place: None,

@@ -4,6 +4,8 @@
 //! (`status`, `restore --to '5 seconds ago'`), the running `protect` settles the present moment and
 //! stores that, and only then. One request and one answer a connection, each a line of JSON.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,10 +74,39 @@ pub fn socket_path(lineage: LineageId) -> PathBuf {
     directory.join(format!("{lineage}.sock"))
 }
 
+/// Makes the directory of the socket, or sees that the one that is there is ours. In a folder where everybody
+/// may write, such as `/tmp`, somebody else could have made it first, and would then own what lies in it.
+fn own_directory(directory: &Path) -> Result<()> {
+    if let Some(above) = directory.parent() {
+        std::fs::create_dir_all(above).at("create", above)?;
+    }
+    match DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => return made.at("create", directory),
+    }
+    // Not what a link leads to.
+    let found = std::fs::symlink_metadata(directory).at("look at", directory)?;
+    let ours = found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0;
+    // In a service manager's or a user's own folder nobody else could make it.
+    let shared =
+        |above: &Path| std::fs::metadata(above).is_ok_and(|found| found.mode() & 0o002 != 0);
+    if found.is_dir() && (ours || !directory.parent().is_some_and(shared)) {
+        return Ok(());
+    }
+    Err(Error::refused(
+        format!(
+            "{} is not a directory of this user alone: another one may have made it",
+            directory.display()
+        ),
+        "Remove it, or have others kept from it (chmod 700), and see who made it; or set XDG_RUNTIME_DIR to a \
+         directory of this user's.",
+    ))
+}
+
 /// Listens at `path` and hands on what is asked, until the task is ended.
 pub fn listen(path: &Path, requests: mpsc::Sender<Asked>) -> Result<tokio::task::AbortHandle> {
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).at("create", directory)?;
+        own_directory(directory)?;
     }
     // The holder of the epoch owns the path; what lies there is left from one that died.
     match std::fs::remove_file(path) {
@@ -148,6 +179,7 @@ pub async fn ask(path: &Path, request: Request) -> Result<Option<Answer>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[tokio::test]
     async fn a_request_is_answered() {
@@ -175,6 +207,32 @@ mod tests {
                 usage: None,
             })
         );
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_not_put_into_a_directory_that_another_could_have_taken_first() {
+        let shared = tempfile::tempdir().unwrap();
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(shared.path(), 0o1777);
+        let (requests, _inbox) = mpsc::channel(REQUESTS_MAX);
+        let mine = shared.path().join("mine");
+        listen(&mine.join("x.sock"), requests.clone()).unwrap();
+        assert_eq!(std::fs::metadata(&mine).unwrap().mode() & 0o777, 0o700);
+
+        let open = shared.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        mode(&open, 0o777);
+        let link = shared.path().join("link");
+        std::os::unix::fs::symlink(&mine, &link).unwrap();
+        for taken in [open, link] {
+            let error = listen(&taken.join("x.sock"), requests.clone()).unwrap_err();
+            assert_eq!(error.kind(), borealis_base::ErrorKind::Refused);
+            let name = taken.display().to_string();
+            assert!(error.to_string().contains(&name), "{error}");
+            assert!(!taken.join("y").exists());
+        }
     }
 
     #[tokio::test]

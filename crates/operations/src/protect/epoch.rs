@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use borealis_repository::Lineage;
 use borealis_repository::ledger::{Decision, Holder, LedgerWriter, Opening, Presence, decide};
+use borealis_repository::{Lineage, sealed_since};
 
 use super::control;
 use super::supervise::Options;
@@ -19,7 +19,9 @@ pub(super) async fn open_writer(
     log_unit: u64,
 ) -> Result<LedgerWriter> {
     let me = ProcessIdentity::current()?;
-    let present = lineage.reader().await?.presence().await?;
+    let reader = lineage.reader().await?;
+    let sealed = sealed_since(reader.state(), lineage.keys().current().created);
+    let present = reader.presence().await?;
     let alive = present
         .as_ref()
         .and_then(|present| process_of(&present.holder).is_alive());
@@ -38,6 +40,8 @@ pub(super) async fn open_writer(
     }
     let single_writer =
         unfenced::follow(lineage.store().as_ref(), &decision, options.take_over).await?;
+    // Before anything is sealed: whoever reads it looks for the newest ring.
+    site.repository.follow_data_keys(lineage, sealed).await?;
     let opening = Opening {
         holder: Holder {
             host: format!("{} {}", me.host, me.process_space),

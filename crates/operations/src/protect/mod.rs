@@ -33,6 +33,7 @@ pub mod control;
 pub mod cutter;
 mod epoch;
 mod follow;
+mod key_watch;
 pub mod ledger;
 pub mod log_frame;
 pub mod names;
@@ -53,5 +54,6 @@ mod unprotect;
 pub mod upkeep;
 
 pub(crate) use epoch::process_of;
+pub use key_watch::KeyPatience;
 pub use supervise::{Options, Stopped, protect};
 pub use unprotect::unprotect;

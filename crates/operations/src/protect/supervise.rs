@@ -13,7 +13,6 @@ use borealis_repository::Lineage;
 use borealis_repository::catalog::Cluster;
 use borealis_repository::ledger::{EntryBody, Retired};
 use borealis_repository::plan::LineageState;
-use borealis_repository::store::Counters;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +23,7 @@ use super::captured::Captured as CapturedLog;
 use super::cluster::{begin_lineage, find_cluster, refuse_restored};
 use super::epoch::open_writer;
 use super::follow::Begun;
+use super::key_watch::{KeyPatience, KeyWatch};
 use super::ledger::{Ledger, Patience};
 use super::names::{CatalogChanges, NamesKeeper};
 use super::preflight::{Looked, look_at_source, pause};
@@ -59,6 +59,8 @@ pub struct Options {
     pub once: bool,
     /// Use no slot.
     pub no_slot: bool,
+    /// How the root key is watched.
+    pub key_patience: KeyPatience,
     /// How long log may wait before it is shipped.
     pub flush_interval: Duration,
     /// When base backups are due.
@@ -102,7 +104,7 @@ pub(super) struct Protection<'a> {
     pub(super) system_id: u64,
     pub(super) ledger: Ledger,
     pub(super) slot: Option<String>,
-    usage: Arc<Counters>,
+    site: &'a Site,
     progress: Arc<dyn Progress>,
     pulse: Pulse,
     damage: KnownDamage,
@@ -139,7 +141,7 @@ pub async fn protect(
             damage: KnownDamage::load(&lineage).await?,
             turns: Turns::default(),
             lineage,
-            usage: site.usage.clone(),
+            site,
             progress: progress.clone(),
             pulse: pulse.clone(),
             stop: stop.clone(),
@@ -348,7 +350,7 @@ impl Protection<'_> {
                 branch,
                 ledger: self.ledger.clone(),
                 flush_interval: self.options.flush_interval,
-                usage: self.usage.clone(),
+                usage: self.site.usage.clone(),
                 catalogs: catalogs.clone(),
             },
             read_back: ReadBack {
@@ -392,10 +394,24 @@ impl Protection<'_> {
             },
             reason = self.watch_slot(source) => Ok(Ended::Gap(reason)),
             reason = self.watch_others(source) => Ok(Ended::LookAgain(reason)),
+            error = self.watch_key() => Err(error),
             error = self.keep_names(source, &log), if branch == server_branch => Err(error),
         };
         drop(log);
         capture.end(outcome).await
+    }
+
+    /// Returns the error by which nothing more may be published.
+    async fn watch_key(&self) -> Error {
+        KeyWatch {
+            repository: &self.site.repository,
+            lineage: &self.lineage,
+            ledger: &self.ledger,
+            pulse: &self.pulse,
+            patience: self.options.key_patience,
+        }
+        .until_unusable()
+        .await
     }
 
     /// Keeps names; returns the error that ends it, if that is not what ends all else, too.

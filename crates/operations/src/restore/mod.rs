@@ -157,7 +157,7 @@ fn checked(prepared: &Prepared, options: &Options) -> Result<Checked> {
     refuse_inside(target, repository)?;
     let needed: Vec<&Path> = repository
         .into_iter()
-        .chain([&*prepared.key_file])
+        .chain(prepared.key_file.as_deref())
         .collect();
     if found != Found::Nothing {
         refuse_containing(target, &needed)?;
@@ -337,10 +337,11 @@ fn recovery_file(
         cluster: prepared.report.cluster.clone(),
         lineage: prepared.lineage.id(),
         repository: absolute_url(&site.url)?,
-        key_file: options
-            .standby
-            .then(|| absolute(&site.key_file))
+        key_file: (site.key.key_file())
+            .filter(|_| options.standby)
+            .map(absolute)
             .transpose()?,
+        key: (options.standby && site.key.key_file().is_none()).then(|| site.key.to_string()),
         branch: prepared.plan.branch,
         log_start,
         log_in_place: Some(prepared.plan.stop.end),

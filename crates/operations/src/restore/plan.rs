@@ -126,7 +126,7 @@ pub struct Prepared {
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) server: ServerState,
     pub(super) replayed: Replayed,
-    pub(super) key_file: PathBuf,
+    pub(super) key_file: Option<PathBuf>,
 }
 
 impl Prepared {
@@ -247,7 +247,7 @@ pub async fn prepare_lineage(
         fetcher,
         server,
         replayed,
-        key_file: site.key_file.clone(),
+        key_file: site.key.key_file().map(Path::to_owned),
     })
 }
 

@@ -42,6 +42,9 @@ pub struct RecoveryFile {
     pub repository: String,
     /// The key file, for a standby that goes on fetching.
     pub key_file: Option<PathBuf>,
+    /// The key's name, for a standby that goes on fetching with a key that is no file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
     /// The branch that recovery follows.
     pub branch: Branch,
     /// First log position needed.
@@ -179,6 +182,7 @@ mod tests {
             lineage: LineageId([7; 16]),
             repository: "/srv/backup".into(),
             key_file: None,
+            key: None,
             branch: Branch(2),
             log_start: Position(0x0100_0028),
             log_in_place: None,

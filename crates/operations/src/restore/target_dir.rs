@@ -222,6 +222,7 @@ mod tests {
             lineage: LINEAGE,
             repository: "/srv/backup".into(),
             key_file: None,
+            key: None,
             branch: Branch(1),
             log_start: Position(1),
             log_in_place: None,

@@ -45,7 +45,7 @@ pub enum Decision {
     /// All that is needed.
     Known(Fetched),
     /// Only the repository has the answer.
-    Ask(Question),
+    Ask(Box<Question>),
 }
 
 /// A request that the repository must answer.
@@ -151,11 +151,11 @@ pub async fn decide(data_dir: &Path, file: &str, target: &Path) -> Result<Decisi
             }
         }
     }
-    Ok(Decision::Ask(Question {
+    Ok(Decision::Ask(Box::new(Question {
         plan,
         answer,
         data_dir: data_dir.to_owned(),
-    }))
+    })))
 }
 
 fn after(segment: Segment) -> Segment {
@@ -331,6 +331,7 @@ mod tests {
             lineage: LineageId([7; 16]),
             repository: "/srv/backup".into(),
             key_file: None,
+            key: None,
             branch: Branch(1),
             log_start: Position(0x0100_0028),
             log_in_place: Some(CUT),
@@ -395,10 +396,7 @@ mod tests {
         std::fs::remove_file(place.path(&format!("pg_wal/{}", name(2)))).unwrap();
         assert!(matches!(
             place.decide(&name(2)).await.unwrap(),
-            Decision::Ask(Question {
-                answer: Answer::Segment { .. },
-                ..
-            })
+            Decision::Ask(question) if matches!(question.answer, Answer::Segment { .. })
         ));
     }
 

@@ -335,6 +335,7 @@ mod tests {
                 lineage: LineageId([lineage; 16]),
                 repository: "/srv/backup".into(),
                 key_file: None,
+                key: None,
                 branch: Branch(1),
                 log_start: Position(0),
                 log_in_place: None,

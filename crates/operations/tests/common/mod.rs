@@ -53,7 +53,7 @@ pub async fn site_on(
     Site {
         repository,
         url,
-        key_file,
+        key: key_file.into(),
         usage: Arc::default(),
     }
 }
@@ -73,6 +73,7 @@ pub fn options(server: &TestServer) -> protect::Options {
         agentless: Agentless::Auto,
         once: false,
         no_slot: false,
+        key_patience: protect::KeyPatience::default(),
         flush_interval: Duration::from_millis(200),
         schedule: Schedule {
             every_log: ByteLen(4 << 20),

@@ -36,7 +36,7 @@ pub use read::LedgerReader;
 pub use write::{Committed, LedgerWriter, Opening};
 
 use crate::numbered::{ENTRIES_PER_RECAP, Patience, Track, TrackName};
-use crate::object::{Compression, ObjectBuilder, ObjectHead, ObjectKind, SealedObject, fetch};
+use crate::object::{Compression, ObjectBuilder, ObjectHead, ObjectKind, SealedObject, fetch_with};
 use crate::store::Store;
 use crate::{Error, Result, layout};
 
@@ -126,7 +126,7 @@ impl Context {
         name: &str,
         kind: ObjectKind,
     ) -> Result<(M, Bytes, ObjectHead)> {
-        let view = fetch(self.store.as_ref(), name, kind).await?;
+        let view = fetch_with(self.store.as_ref(), &self.keys, name, kind).await?;
         let frame = view.frame(&self.keys, 0)?;
         let message = M::decode(view.head().clear().clone())
             .map_err(|_| Error::damaged(name, "its clear part is malformed"))?;

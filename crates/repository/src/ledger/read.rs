@@ -9,7 +9,7 @@ use super::message::CheckpointMessage;
 use super::protocol::reading_holds;
 use super::{Context, EntryBody, RESTARTS_MAX, Rule};
 use crate::numbered::{Chain, Collected, Item, decode_items};
-use crate::object::{ObjectKind, ObjectView, fetch};
+use crate::object::{ObjectKind, ObjectView, fetch_with};
 use crate::plan::LineageState;
 use crate::{Error, Result, layout};
 
@@ -175,7 +175,8 @@ impl LedgerReader {
     pub async fn object(&self, number: u64) -> Result<ObjectView> {
         let name = layout::entry(self.context.lineage, number);
         let ledger = format!("the ledger of lineage {}", self.context.lineage);
-        fetch(self.context.store.as_ref(), &name, ObjectKind::LedgerEntry)
+        let Context { store, keys, .. } = &self.context;
+        fetch_with(store.as_ref(), keys, &name, ObjectKind::LedgerEntry)
             .await
             .map_err(|error| error.named_by(ledger))
     }
@@ -185,7 +186,8 @@ impl Context {
     /// The items of checkpoint `number`; `None` where it does not exist.
     pub(super) async fn read_checkpoint(&self, number: u64) -> Result<Option<Vec<Item>>> {
         let name = layout::checkpoint(self.lineage, number);
-        let view = match fetch(self.store.as_ref(), &name, ObjectKind::Checkpoint).await {
+        let (store, kind) = (self.store.as_ref(), ObjectKind::Checkpoint);
+        let view = match fetch_with(store, &self.keys, &name, kind).await {
             Err(error) if error.is_absent() => return Ok(None),
             other => other?,
         };

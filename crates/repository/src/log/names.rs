@@ -10,7 +10,7 @@ use borealis_keys::DataKeys;
 use bytes::{Bytes, BytesMut};
 
 use super::piece::{PieceIdentity, content};
-use crate::object::{Compression, FrameKind, ObjectKind, PreparedFrame, fetch};
+use crate::object::{Compression, FrameKind, ObjectKind, PreparedFrame, fetch_with};
 use crate::plan::NamesSummary;
 use crate::store::Store;
 use crate::wire::Malformed;
@@ -52,7 +52,7 @@ pub async fn read_names(
     names: &NamesSummary,
 ) -> Result<Bytes> {
     let name = layout::entry(lineage, names.entry);
-    let view = fetch(&**store, &name, ObjectKind::LedgerEntry)
+    let view = fetch_with(&**store, keys, &name, ObjectKind::LedgerEntry)
         .await
         .map_err(|error| error.named_by("the ledger"))?;
     let head = view.head();

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::time_map::{decode_steps, encode_steps};
 use crate::object::{
     Compression, FrameKind, ObjectHead, ObjectKind, ObjectView, PreparedFrame, fetch_frames,
-    fetch_head,
+    fetch_head_with,
 };
 use crate::plan::PieceSummary;
 use crate::store::Store;
@@ -132,7 +132,7 @@ impl StoredPiece {
         piece: &PieceSummary,
     ) -> Result<Self> {
         let name = layout::entry(lineage, piece.entry);
-        let (head, known) = fetch_head(&**store, &name, ObjectKind::LedgerEntry)
+        let (head, known) = fetch_head_with(&**store, keys, &name, ObjectKind::LedgerEntry)
             .await
             .map_err(|error| error.named_by("the ledger"))?;
         check_entry(&head, piece)?;

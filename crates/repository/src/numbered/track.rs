@@ -10,7 +10,7 @@ use prost::Message;
 use super::item::{Chain, EntryHead, Item, decode_items, encode_items};
 use crate::object::{
     Compression, FrameKind, ObjectBuilder, ObjectHead, ObjectKind, PreparedFrame, SealedObject,
-    fetch_frames, fetch_head,
+    fetch_frames, fetch_head_with,
 };
 use crate::store::Store;
 use crate::{Error, Result, layout};
@@ -93,7 +93,8 @@ impl Track {
     /// Reads entry `n`; `None` where it does not exist.
     pub(crate) async fn read(&self, n: u64) -> Result<Option<Entry>> {
         let name = self.name.entry(n);
-        let (head, known) = match fetch_head(self.store.as_ref(), &name, self.name.kind()).await {
+        let (store, kind) = (self.store.as_ref(), self.name.kind());
+        let (head, known) = match fetch_head_with(store, &self.keys, &name, kind).await {
             Err(error) if error.is_absent() => return Ok(None),
             other => other?,
         };

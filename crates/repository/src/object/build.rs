@@ -1,5 +1,7 @@
 //! Making an object.
 
+use std::borrow::Borrow;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use borealis_base::ObjectId;
 use borealis_keys::DataKey;
@@ -91,7 +93,7 @@ impl ObjectBuilder {
     /// may be.
     ///
     /// `id` must be random and used for this one object only: the object's key is derived from it.
-    pub fn new(kind: ObjectKind, id: ObjectId, key: Option<&DataKey>) -> Self {
+    pub fn new(kind: ObjectKind, id: ObjectId, key: Option<impl Borrow<DataKey>>) -> Self {
         assert!(
             key.is_some() || !kind.must_be_sealed(),
             "a {} is always sealed",
@@ -100,7 +102,7 @@ impl ObjectBuilder {
         Self {
             kind,
             id,
-            key: key.cloned(),
+            key: key.map(|key| key.borrow().clone()),
             clear: Vec::new(),
             frames: Vec::new(),
         }

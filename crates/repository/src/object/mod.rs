@@ -11,7 +11,9 @@ mod transfer;
 mod view;
 
 pub use build::{ObjectBuilder, PreparedFrame, SealedObject};
-pub use transfer::{HEAD_PROBE_BYTES, fetch, fetch_frames, fetch_head};
+pub use transfer::{
+    HEAD_PROBE_BYTES, fetch, fetch_frames, fetch_head, fetch_head_with, fetch_with, look_for_key,
+};
 pub use view::{FrameEntry, ObjectHead, ObjectView};
 
 use bytes::Bytes;

@@ -138,7 +138,7 @@ fn a_frame_of_another_object_fails_authentication() {
 #[test]
 fn removing_the_seal_is_damage() {
     // Built by hand, since the builder refuses to.
-    let mut builder = ObjectBuilder::new(ObjectKind::KeyRing, ObjectId([1; 16]), None);
+    let mut builder = ObjectBuilder::new(ObjectKind::KeyRing, ObjectId([1; 16]), None::<DataKey>);
     builder.push_frame(0, Compression::None, b"forged");
     let mut bytes = builder.seal().bytes.to_vec();
     bytes[10] = ObjectKind::LedgerEntry.code() as u8;
@@ -178,7 +178,7 @@ fn a_wrong_data_key_is_refused_and_is_not_damage() {
 #[test]
 fn a_frame_that_lies_about_its_length_allocates_nothing() {
     // One line of the index, 4 GiB plain, with a correct checksum.
-    let mut builder = ObjectBuilder::new(ObjectKind::KeyRing, ObjectId([1; 16]), None);
+    let mut builder = ObjectBuilder::new(ObjectKind::KeyRing, ObjectId([1; 16]), None::<DataKey>);
     builder.push_frame(0, Compression::Zstd(1), &[0; 4_000]);
     let bytes = builder.seal().bytes;
     let head_len = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) as usize;

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
+use borealis_keys::DataKeys;
 use bytes::Bytes;
 
 use super::{ObjectHead, ObjectKind, ObjectView};
-use crate::Result;
 use crate::store::Store;
+use crate::{Error, Result};
 
 /// What the first ranged get of an object asks for; nearly every head fits.
 pub const HEAD_PROBE_BYTES: u64 = 64 << 10;
@@ -39,6 +40,50 @@ pub async fn fetch_head(
     };
     head.expect_kind(kind)?;
     Ok((head, bytes))
+}
+
+/// As [`fetch`], for an object that `keys` are to open.
+pub async fn fetch_with(
+    store: &dyn Store,
+    keys: &DataKeys,
+    name: &str,
+    kind: ObjectKind,
+) -> Result<ObjectView> {
+    let view = fetch(store, name, kind).await?;
+    look_for_key(keys, view.head()).await?;
+    Ok(view)
+}
+
+/// As [`fetch_head`], for an object that `keys` are to open.
+pub async fn fetch_head_with(
+    store: &dyn Store,
+    keys: &DataKeys,
+    name: &str,
+    kind: ObjectKind,
+) -> Result<(ObjectHead, Bytes)> {
+    let fetched = fetch_head(store, name, kind).await?;
+    look_for_key(keys, &fetched.0).await?;
+    Ok(fetched)
+}
+
+/// Looks once for a data key that is not at hand: the writer may have gone on to a new one, whose ring it
+/// publishes before it seals anything with it. Opening a frame tells where there is none.
+pub async fn look_for_key(keys: &DataKeys, head: &ObjectHead) -> Result<()> {
+    let Some(id) = head.data_key() else {
+        return Ok(());
+    };
+    if keys.get(id).is_some() {
+        return Ok(());
+    }
+    keys.refresh().await.map_err(|error| {
+        let error = error.downcast::<Error>();
+        error.map_or_else(
+            |other| Error::Bug {
+                what: other.to_string(),
+            },
+            |error| *error,
+        )
+    })
 }
 
 /// Reads the stored bytes of neighbouring frames with one ranged get. `known` are bytes from 0 that

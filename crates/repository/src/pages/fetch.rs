@@ -9,7 +9,7 @@ use borealis_keys::DataKeys;
 use bytes::Bytes;
 
 use crate::catalog::Lineage;
-use crate::object::{ObjectHead, ObjectKind, fetch_frames, fetch_head};
+use crate::object::{ObjectHead, ObjectKind, fetch_frames, fetch_head_with};
 use crate::plan::ObjectRef;
 use crate::store::Store;
 use crate::{Error, Result, layout};
@@ -92,7 +92,7 @@ impl Fetcher {
             return Ok(head);
         }
         let name = object_name(kind, object);
-        let (head, _) = fetch_head(&*self.store, &name, kind)
+        let (head, _) = fetch_head_with(&*self.store, &self.keys, &name, kind)
             .await
             .map_err(|error| error.named_by(needed_by))?;
         check_identity(&head, object)?;

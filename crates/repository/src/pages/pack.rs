@@ -209,7 +209,7 @@ impl PackTarget {
         Self {
             store: Arc::clone(lineage.store()),
             lineage: lineage.id(),
-            key: lineage.keys().current().clone(),
+            key: lineage.keys().current(),
             entropy: Arc::clone(lineage.entropy()),
             pack_bytes_max: PACK_BYTES_MAX,
             patience: Patience::default(),

@@ -14,6 +14,9 @@ pub use moto::MotoServer;
 pub use proxy::{FaultProxy, HttpFaults, Injected, Seen};
 pub use strict::StrictServer;
 
+pub(crate) use proxy::exchange;
+pub(crate) use strict::acceptor;
+
 /// The bucket that every server has.
 pub const BUCKET: &str = "backups";
 /// The access key of every server.

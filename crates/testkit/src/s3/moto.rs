@@ -1,4 +1,4 @@
-//! Moto's S3 server, a Python process. `scripts/setup test` installs it.
+//! Moto's server, a Python process: S3, and what else of AWS tests need. `scripts/setup test` installs it.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -61,6 +61,11 @@ impl MotoServer {
             address,
             _child: child,
         }
+    }
+
+    /// `127.0.0.1:port`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// `http://127.0.0.1:port`.

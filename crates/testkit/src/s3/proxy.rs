@@ -408,7 +408,11 @@ async fn forward(shared: &Shared, parts: Parts, body: Bytes) -> io::Result<Reply
     Ok(Response::from_parts(parts, boxed(body)))
 }
 
-async fn exchange(address: &str, request: Request<Full<Bytes>>) -> io::Result<Response<Incoming>> {
+/// Sends one request on a connection of its own.
+pub(crate) async fn exchange(
+    address: &str,
+    request: Request<Full<Bytes>>,
+) -> io::Result<Response<Incoming>> {
     let socket = TcpStream::connect(address).await?;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await;
     let (mut sender, connection) = handshake.map_err(io::Error::other)?;

@@ -112,7 +112,7 @@ impl StrictServer {
 }
 
 /// An authority that nobody knows, and a certificate for 127.0.0.1 that it has signed.
-fn acceptor(dir: &Path) -> TlsAcceptor {
+pub(crate) fn acceptor(dir: &Path) -> TlsAcceptor {
     let openssl = |arguments: &str| {
         let output = Command::new("openssl")
             .args(arguments.split_whitespace())

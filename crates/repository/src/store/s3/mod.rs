@@ -23,8 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use aws_credential_types::Credentials;
-use aws_credential_types::provider::SharedCredentialsProvider;
+use borealis_aws::{Credentials, SharedCredentialsProvider};
 use borealis_base::Timestamp;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
