@@ -242,6 +242,38 @@ mod tests {
     use borealis_keys::{DataKey, FileKey, SecretKey};
     use bytes::Bytes;
 
+    /// A key that stayed would open the new rings for whoever has it from the old ones.
+    #[tokio::test]
+    async fn a_renewal_makes_every_key_anew() {
+        let key = FileKey::in_memory(&SystemEntropy);
+        let environment = Environment {
+            store: Arc::new(MemoryStore::default()),
+            clock: Arc::new(ManualClock::new(Timestamp(1))),
+            entropy: Arc::new(SystemEntropy),
+        };
+        let repository = Repository::init(environment, &[&key]).await.unwrap();
+        let lineage = repository
+            .create_cluster("shop", Bytes::new())
+            .await
+            .unwrap()
+            .id();
+        let keychain = repository.keychain();
+        let keys = async || {
+            let (_, open) = keychain.open_lineage(lineage).await.unwrap();
+            [
+                keychain.key(),
+                keychain.catalog_keys().current().secret,
+                open.owner_key,
+                open.data_keys.current().secret,
+            ]
+        };
+        let before = keys().await;
+        repository.renew(&[]).await.unwrap();
+        for (level, (before, after)) in before.iter().zip(keys().await).enumerate() {
+            assert_ne!(before.expose(), after.expose(), "level {level}");
+        }
+    }
+
     /// Whoever has learnt a former key of the repository, and may write to the store, could else have new
     /// backups sealed with a key of his own.
     #[tokio::test]
