@@ -16,7 +16,7 @@ use crate::catalog::{CatalogBody, CatalogState, Cluster, Lineage, Parent, check_
 use crate::keychain::Keychain;
 use crate::keyring::{Draft, KeyRing, Recipient, wrap_for_root};
 use crate::numbered::{ENTRIES_PER_RECAP, EntryHead, NumberedLog, Track, TrackName};
-use crate::object::{ObjectBuilder, ObjectKind, ObjectView, fetch};
+use crate::object::{ObjectBuilder, ObjectKind, ObjectView, fetch, fetch_with};
 use crate::store::Store;
 use crate::{Error, Result, layout};
 
@@ -255,13 +255,14 @@ impl Repository {
             let name = layout::catalog(number);
             let read = async {
                 let store = self.environment.store.as_ref();
-                let view = fetch(store, &name, ObjectKind::CatalogEntry).await?;
+                let keys = self.catalog_keys();
+                let view = fetch_with(store, keys, &name, ObjectKind::CatalogEntry).await?;
                 let head = EntryHead::decode(view.head().clear());
                 let owner = self.descriptor.repository.0;
                 if !head.is_some_and(|head| head.number == number && head.owner == owner) {
                     return Err(view.head().damaged("it holds another entry"));
                 }
-                view.authenticate(&self.catalog_keys())
+                view.authenticate(keys)
             };
             match read.await {
                 Err(error) if error.kind() == ErrorKind::Damaged || error.is_absent() => {

@@ -22,7 +22,9 @@ use borealis_base::{ErrorKind, ObjectId, Progress, Unit};
 use crate::catalog::Lineage;
 use crate::layout;
 use crate::ledger::LedgerReader;
-use crate::object::{END_MAGIC, ObjectKind, TRAILER_BYTES, fetch, fetch_frames, fetch_head};
+use crate::object::{
+    END_MAGIC, ObjectKind, TRAILER_BYTES, fetch_frames, fetch_head_with, fetch_with,
+};
 use crate::pages::fetch::{Fetcher, check_identity, object_name};
 use crate::pages::pack::blocking;
 use crate::plan::{Damage, Fault, LineageState, ObjectRef, Part};
@@ -474,9 +476,10 @@ impl<'a> Run<'a> {
 
     /// A checkpoint repeats entries, and one that was never written is made up for by them.
     async fn look_at_checkpoint(&self, name: &str) -> Result<()> {
-        match fetch(&**self.lineage.store(), name, ObjectKind::Checkpoint).await {
+        let (store, keys) = (&**self.lineage.store(), self.lineage.keys());
+        match fetch_with(store, keys, name, ObjectKind::Checkpoint).await {
             Err(error) if error.is_absent() => Ok(()),
-            other => other?.authenticate(self.lineage.keys()),
+            other => other?.authenticate(keys),
         }
     }
 
@@ -508,7 +511,8 @@ impl<'a> Run<'a> {
         let store = &**self.lineage.store();
         let name = object_name(ObjectKind::Pack, object);
         let opened = async {
-            let (head, known) = fetch_head(store, &name, ObjectKind::Pack).await?;
+            let keys = self.lineage.keys();
+            let (head, known) = fetch_head_with(store, keys, &name, ObjectKind::Pack).await?;
             check_identity(&head, object)?;
             if head.frames().len() != frames as usize {
                 let told = format!("it has {} of {frames} frames", head.frames().len());

@@ -5,7 +5,7 @@ use borealis_base::ObjectId;
 use super::{is_damage, object_of};
 use crate::catalog::Lineage;
 use crate::numbered::EntryHead;
-use crate::object::{ObjectKind, fetch};
+use crate::object::{ObjectKind, fetch_with};
 use crate::{Error, Result, layout};
 
 /// Reads and authenticates one entry of a row of numbered objects.
@@ -15,7 +15,7 @@ pub(super) async fn read_entry(
     kind: ObjectKind,
     number: u64,
 ) -> Result<()> {
-    let view = fetch(&**lineage.store(), name, kind)
+    let view = fetch_with(&**lineage.store(), lineage.keys(), name, kind)
         .await
         .map_err(|error| error.named_by(format!("the row of lineage {}", lineage.id())))?;
     let head = EntryHead::decode(view.head().clear())
