@@ -89,10 +89,12 @@ fn own_content(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Value> {
         ObjectKind::Epoch => ledger::inspect_epoch(object, keys),
         ObjectKind::Floor => ledger::inspect_floor(object),
         ObjectKind::Checkpoint => ledger::inspect_checkpoint(object),
-        ObjectKind::LedgerEntry | ObjectKind::CatalogEntry | ObjectKind::Pin => {
-            entry_content(object, keys)
-        }
-        ObjectKind::Pack | ObjectKind::Manifest => Ok(Value::Null),
+        ObjectKind::Baseline => ledger::inspect_baseline(object),
+        ObjectKind::LedgerEntry
+        | ObjectKind::MaintenanceEntry
+        | ObjectKind::CatalogEntry
+        | ObjectKind::Pin => entry_content(object, keys),
+        ObjectKind::Pack | ObjectKind::Manifest | ObjectKind::Log => Ok(Value::Null),
     }
 }
 
@@ -117,6 +119,7 @@ pub fn entry_content(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Val
         let body = match object.head().kind() {
             ObjectKind::CatalogEntry => show_catalog(&CatalogBody::decode(name, body)?),
             ObjectKind::Pin => pins::inspect_body(name, body)?,
+            ObjectKind::MaintenanceEntry => ledger::inspect_maintenance(name, body)?,
             _ => ledger::inspect_body(name, body)?,
         };
         content.insert("body".to_owned(), body);

@@ -18,6 +18,7 @@ mod keyring;
 pub mod layout;
 pub mod ledger;
 pub mod log;
+pub mod maintenance;
 pub mod numbered;
 pub mod object;
 pub mod open;

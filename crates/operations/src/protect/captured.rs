@@ -13,6 +13,7 @@ use borealis_repository::ledger::{EntryBody, PartialBaseBackup};
 use borealis_repository::log::{LogReader, pieces_of};
 use borealis_repository::plan::{Coverage, PieceRange};
 use borealis_repository::store::Store;
+use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -106,11 +107,14 @@ impl Captured {
                 let reader = reader.clone();
                 async move {
                     let stored = reader.piece(&part.piece).await?;
-                    let bytes = stored.index().await?;
-                    log_frame::index(stored.head().name(), &bytes)
+                    let indexes = stored.indexes(part.from, part.to).await?;
+                    let name = stored.head().name().to_owned();
+                    let decoded = move |bytes: Bytes| log_frame::index(&name, &bytes);
+                    Ok::<_, Error>(futures::stream::iter(indexes.into_iter().map(decoded)))
                 }
             })
             .buffered(INDEXES_AT_ONCE)
+            .try_flatten()
     }
 }
 

@@ -477,6 +477,7 @@ mod tests {
             stored_bytes: 1,
             head_digest: [0; 32],
             engine: None,
+            merged: None,
         }
     }
 

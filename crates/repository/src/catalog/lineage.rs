@@ -6,7 +6,7 @@ use borealis_base::{Clock, Entropy, LineageId};
 use borealis_keys::DataKeys;
 
 use crate::Result;
-use crate::ledger::{Context, LedgerReader, LedgerWriter, Opening, Shape};
+use crate::ledger::{Context, LedgerReader, LedgerWriter, Maintainer, Opening, Shape};
 use crate::numbered::{Patience, Track, TrackName};
 use crate::pins::Pins;
 use crate::plan::LineageState;
@@ -21,6 +21,7 @@ pub struct Lineage {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     patience: Patience,
+    shape: Shape,
 }
 
 impl Lineage {
@@ -38,7 +39,15 @@ impl Lineage {
             clock,
             entropy,
             patience: Patience::default(),
+            shape: Shape::default(),
         }
+    }
+
+    /// The same lineage with recaps and checkpoints of another size.
+    #[cfg(test)]
+    pub(crate) fn with_shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
+        self
     }
 
     /// The same lineage with another patience towards a store that does not answer.
@@ -80,7 +89,7 @@ impl Lineage {
             lineage: self.id,
             clock: self.clock.clone(),
             entropy: self.entropy.clone(),
-            shape: Shape::default(),
+            shape: self.shape,
             patience: self.patience,
             #[cfg(test)]
             without: None,
@@ -95,6 +104,12 @@ impl Lineage {
     /// Opens the ledger for writing; see [`LedgerWriter`]. Whoever wrote it before is fenced.
     pub async fn open_writer(&self, opening: Opening) -> Result<LedgerWriter> {
         LedgerWriter::open(self.context(), opening).await
+    }
+
+    /// Opens the maintenance for writing; see [`Maintainer`]. Whoever maintained it before is fenced, and
+    /// the ledger's writer is not.
+    pub async fn open_maintainer(&self, opening: Opening) -> Result<Maintainer> {
+        Maintainer::open(self.context(), opening).await
     }
 
     /// Reads the pins.

@@ -28,6 +28,7 @@ const LEVEL: Compression = Compression::Zstd(1);
 pub(crate) enum TrackName {
     Catalog,
     Ledger(LineageId),
+    Maintenance(LineageId),
     Pins(LineageId),
 }
 
@@ -36,6 +37,7 @@ impl TrackName {
         match self {
             Self::Catalog => layout::catalog(n),
             Self::Ledger(lineage) => layout::entry(lineage, n),
+            Self::Maintenance(lineage) => layout::maintenance_entry(lineage, n),
             Self::Pins(lineage) => layout::pin(lineage, n),
         }
     }
@@ -44,6 +46,7 @@ impl TrackName {
         match self {
             Self::Catalog => ObjectKind::CatalogEntry,
             Self::Ledger(_) => ObjectKind::LedgerEntry,
+            Self::Maintenance(_) => ObjectKind::MaintenanceEntry,
             Self::Pins(_) => ObjectKind::Pin,
         }
     }

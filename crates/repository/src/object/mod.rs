@@ -62,11 +62,17 @@ pub enum ObjectKind {
     Pack,
     /// The manifest of a base backup.
     Manifest,
+    /// An entry of a lineage's maintenance.
+    MaintenanceEntry,
+    /// Log pieces, merged.
+    Log,
+    /// What the entries below a floor add up to.
+    Baseline,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Descriptor,
         Self::KeyRing,
         Self::CatalogEntry,
@@ -77,6 +83,9 @@ impl ObjectKind {
         Self::Pin,
         Self::Pack,
         Self::Manifest,
+        Self::MaintenanceEntry,
+        Self::Log,
+        Self::Baseline,
     ];
 
     /// Its number in the format.
@@ -92,6 +101,9 @@ impl ObjectKind {
             Self::Pin => 8,
             Self::Pack => 9,
             Self::Manifest => 10,
+            Self::MaintenanceEntry => 11,
+            Self::Log => 12,
+            Self::Baseline => 13,
         }
     }
 
@@ -113,6 +125,9 @@ impl ObjectKind {
             Self::Pin => "pin",
             Self::Pack => "pack",
             Self::Manifest => "manifest",
+            Self::MaintenanceEntry => "maintenance entry",
+            Self::Log => "merged log",
+            Self::Baseline => "baseline",
         }
     }
 
