@@ -191,6 +191,10 @@ async fn run(seed: u64, reading: Reading) {
         status["base_backups"].as_u64() >= Some(BASE_BACKUPS)
     })
     .await;
+    if reading == Reading::Local {
+        // Beside the writer, whose base backups read merged log from here on.
+        assert!(site.merge_log().await > 0, "no log was merged");
+    }
     let mut outcome = running.stop().await;
     server.let_pass(IDLE / 2).await;
     let idle = server.now().await;
@@ -203,6 +207,9 @@ async fn run(seed: u64, reading: Reading) {
     site.wait_settled(end).await;
     site.wait_restorable(last).await;
     protect.stop().await;
+    if reading == Reading::Local {
+        assert!(site.merge_log().await > 0, "no log was merged at the end");
+    }
 
     let entropy = SeededEntropy::new(seed);
     let commits: Vec<_> = outcome.acknowledged.values().cloned().collect();

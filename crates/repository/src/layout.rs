@@ -68,6 +68,11 @@ pub fn maintenance_entry(lineage: LineageId, n: u64) -> String {
     format!("lineages/{lineage}/maintenance/{n:012}")
 }
 
+/// What the store's clock is asked with. Not part of the repository; removed at once.
+pub fn clock(lineage: LineageId, id: ObjectId) -> String {
+    format!("lineages/{lineage}/clock/{id}")
+}
+
 /// What the entries below a floor add up to.
 pub fn baseline(lineage: LineageId, id: ObjectId) -> String {
     format!("lineages/{lineage}/baselines/{id}")

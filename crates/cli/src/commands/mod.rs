@@ -4,6 +4,7 @@ mod check;
 mod find;
 mod init;
 mod inspect;
+mod maintain;
 mod protect;
 mod repository;
 mod restore;
@@ -84,6 +85,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Restore(args) => context.interruptible(restore::run(context, args)).await,
         Command::Snapshot(args) => context.interruptible(snapshot::run(context, &args)).await,
         Command::Verify(args) => context.interruptible(verify::run(context, &args)).await,
+        Command::Maintain(args) => context.interruptible(maintain::run(context, &args)).await,
         Command::Repository(args) => context.interruptible(repository::run(context, &args)).await,
         Command::Inspect(args) => context.interruptible(inspect::run(context, &args)).await,
         Command::Wal(args) => wal::run(context, args).await,

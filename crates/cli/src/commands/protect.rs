@@ -30,6 +30,7 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
             every_log: args.base_backup_every_log,
             every: args.base_backup_every,
         },
+        maintain_every: (!args.no_maintenance).then_some(args.maintain_every),
         resumable_every: args.base_backup_resumable_every,
         policy: match args.protect {
             Policy::Primary => SlotPolicy::Primary,
@@ -64,6 +65,7 @@ fn refuse_unusable(args: &Protect) -> Result<(), Failure> {
     let zero = [
         ("--flush-interval", args.flush_interval.is_zero()),
         ("--base-backup-every", args.base_backup_every.is_zero()),
+        ("--maintain-every", args.maintain_every.is_zero()),
         ("--base-backup-every-log", args.base_backup_every_log.0 == 0),
         (
             "--base-backup-resumable-every",

@@ -77,6 +77,11 @@ impl Ledger {
         appended.ok_or_else(|| Error::new(ErrorKind::Bug, "an entry was appended and is not there"))
     }
 
+    /// Takes in what the maintenance says since.
+    pub async fn refresh(&self) -> Result<()> {
+        Ok(self.writer.lock().await.refresh().await?)
+    }
+
     /// Brings an entry to its end: a new one, or one whose appender was dropped half-way, such as a base
     /// backup that was given up while its entry was on the way. That one comes first, since it may stand
     /// in the ledger already.

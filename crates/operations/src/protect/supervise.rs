@@ -36,6 +36,7 @@ use super::slot_policy::Policy;
 use super::slot_watch::{SlotWatch, slot_name};
 use super::source::{self, Source, Wanted};
 use crate::error::{Error, Result};
+use crate::maintain::maintain_beside;
 use crate::site::Site;
 
 /// What `protect` was asked for.
@@ -58,6 +59,8 @@ pub struct Options {
     pub flush_interval: Duration,
     /// When base backups are due.
     pub schedule: Schedule,
+    /// How often the lineage is maintained; `None` leaves that to others.
+    pub maintain_every: Option<Duration>,
     /// How much of a base backup is stored before what there is so far can be resumed from.
     pub resumable_every: ByteLen,
     /// What goes first when slot and disk conflict.
@@ -130,7 +133,7 @@ pub async fn protect(
             pulse: pulse.clone(),
             stop: stop.clone(),
         };
-        let durable = match protection.run(looked).await {
+        let durable = match protection.run_maintained(looked).await {
             Ok(durable) => durable,
             // Of several hosts another one may be the right one.
             Err(Error::Rewritten(why)) if notes.is_empty() && options.info.hosts.len() == 1 => {
@@ -169,6 +172,26 @@ const fn patience(options: &Options) -> Patience {
 }
 
 impl Protection<'_> {
+    /// Captures, and maintains the lineage beside that.
+    async fn run_maintained(&self, looked: Looked) -> Result<Position> {
+        let interval = self.options.maintain_every.filter(|_| !self.options.once);
+        let maintained = async {
+            match interval {
+                Some(interval) => {
+                    let (lineage, ledger) = (self.lineage.clone(), self.ledger.clone());
+                    let error = maintain_beside(lineage, ledger, interval).await;
+                    tracing::warn!(%error, "this cluster is not maintained");
+                    std::future::pending().await
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            captured = self.run(looked) => captured,
+            never = maintained => never,
+        }
+    }
+
     /// Captures from one server after the other, each where the one before it has ended.
     async fn run(&self, looked: Looked) -> Result<Position> {
         let mut looked = Some(looked);

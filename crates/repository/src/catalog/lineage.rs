@@ -6,6 +6,8 @@ use borealis_base::{Clock, Entropy, LineageId};
 use borealis_keys::DataKeys;
 
 use crate::Result;
+#[cfg(test)]
+use crate::ledger::Rule;
 use crate::ledger::{Context, LedgerReader, LedgerWriter, Maintainer, Opening, Shape};
 use crate::numbered::{Patience, Track, TrackName};
 use crate::pins::Pins;
@@ -22,6 +24,8 @@ pub struct Lineage {
     entropy: Arc<dyn Entropy>,
     patience: Patience,
     shape: Shape,
+    #[cfg(test)]
+    without: Option<Rule>,
 }
 
 impl Lineage {
@@ -40,6 +44,8 @@ impl Lineage {
             entropy,
             patience: Patience::default(),
             shape: Shape::default(),
+            #[cfg(test)]
+            without: None,
         }
     }
 
@@ -47,6 +53,13 @@ impl Lineage {
     #[cfg(test)]
     pub(crate) fn with_shape(mut self, shape: Shape) -> Self {
         self.shape = shape;
+        self
+    }
+
+    /// The same lineage, a rule of the protocol left out.
+    #[cfg(test)]
+    pub(crate) fn without(mut self, rule: Option<Rule>) -> Self {
+        self.without = rule;
         self
     }
 
@@ -92,7 +105,7 @@ impl Lineage {
             shape: self.shape,
             patience: self.patience,
             #[cfg(test)]
-            without: None,
+            without: self.without,
         }
     }
 

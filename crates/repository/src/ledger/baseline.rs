@@ -88,6 +88,7 @@ fn frames(fold: &Fold) -> Vec<PreparedFrame> {
         read_back: fold.state.read_back,
         retired: fold.state.retired.clone(),
         run: fold.run.as_ref().map(|run| row(summary::of_settled(run))),
+        removed: fold.removed,
     };
     let prepare = |kind, plain: Vec<u8>| PreparedFrame::new(kind, COMPRESSION, &plain);
     let mut frames = vec![prepare(FRAME_ROOT, root.encode_to_vec())];
@@ -168,6 +169,7 @@ fn read_root(fold: &mut Fold, root: &RootMessage) -> Option<()> {
     state.log_unit = root.log_unit;
     state.read_back = root.read_back;
     state.retired.clone_from(&root.retired);
+    fold.removed = root.removed;
     fold.run = match &root.run {
         None => None,
         Some(row) => Some(read_run(row)?),

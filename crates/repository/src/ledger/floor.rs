@@ -8,10 +8,10 @@ use prost::Message;
 use super::fold::Fold;
 use super::maintenance::FloorPlanned;
 use super::message::{self, FloorMessage};
-use super::{Context, Role, Shape};
+use super::{Context, Role, Rule, Shape};
 use crate::numbered::{Chain, Collected, highest};
 use crate::object::{ObjectKind, ObjectView};
-use crate::plan::ObjectRef;
+use crate::plan::{LineageState, ObjectRef};
 use crate::{Error, Result, layout};
 
 /// A floor as it was last read.
@@ -57,19 +57,31 @@ impl Context {
         if number == known.number {
             return Ok(known);
         }
-        let name = name(number);
+        let floor = self.numbered_floor(number).await?;
+        if floor.covers(&known) {
+            return Ok(floor);
+        }
+        Err(Error::damaged(
+            name(number),
+            format!("it is below floor {}", known.number),
+        ))
+    }
+
+    /// Floor `number`, which exists.
+    pub(super) async fn numbered_floor(&self, number: u64) -> Result<Floor> {
+        if number == 0 {
+            return Ok(Floor::NONE);
+        }
+        let name = layout::floor(self.lineage, number);
         let (floor, _, _) = self
             .read_small::<FloorMessage>(&name, ObjectKind::Floor)
             .await?;
         self.check_place(&name, &floor.lineage, floor.number, number)?;
         let baseline = floor.baseline.as_ref().and_then(message::read_ref);
-        let read = Floor {
-            number,
-            lowest: floor.lowest,
-            maintenance_lowest: floor.maintenance_lowest,
-            baseline,
-        };
-        if !read.covers(&known) || !is_boundary(self.shape, floor.lowest) || baseline.is_none() {
+        if !is_boundary(self.shape, floor.lowest)
+            || floor.maintenance_lowest == 0
+            || baseline.is_none()
+        {
             return Err(Error::damaged(
                 name,
                 format!(
@@ -78,7 +90,12 @@ impl Context {
                 ),
             ));
         }
-        Ok(read)
+        Ok(Floor {
+            number,
+            lowest: floor.lowest,
+            maintenance_lowest: floor.maintenance_lowest,
+            baseline,
+        })
     }
 
     /// What the entries below `floor` add up to.
@@ -156,7 +173,11 @@ impl Context {
         if self.floor(floor).await? != floor {
             return Ok(None);
         }
-        let sealed = self.seal_baseline(&fold?);
+        let mut fold = fold?;
+        if !self.keeps(Rule::Baseline) {
+            fold.state = LineageState::empty(self.lineage);
+        }
+        let sealed = self.seal_baseline(&fold);
         let name = layout::baseline(self.lineage, sealed.id);
         self.create_patiently(&name, &sealed.bytes).await?;
         let back = self.store.read(&name).await?;

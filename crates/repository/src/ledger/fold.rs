@@ -101,6 +101,8 @@ pub(super) struct Fold {
     pub(super) references: Vec<(u64, u64)>,
     /// The newest floor that was planned.
     pub(super) planned: Option<FloorPlanned>,
+    /// The last floor below which everything was removed that nothing names.
+    pub(super) removed: u64,
 }
 
 impl Fold {
@@ -112,6 +114,7 @@ impl Fold {
             run: None,
             references: Vec::new(),
             planned: None,
+            removed: 0,
         }
     }
 
@@ -233,6 +236,7 @@ impl Fold {
             MaintenanceBody::Closed(closed) => self.maintenance.closed(closed.epoch),
             MaintenanceBody::LogMerged(merged) => self.merge(name, &merged)?,
             MaintenanceBody::FloorPlanned(planned) => self.planned = Some(planned),
+            MaintenanceBody::Removed(removed) => self.removed = self.removed.max(removed.floor),
         }
         Ok(())
     }

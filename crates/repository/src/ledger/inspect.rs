@@ -108,6 +108,7 @@ pub(crate) fn inspect_maintenance(name: &str, body: Bytes) -> Result<Value> {
             "lowest_maintenance_entry_kept": b.maintenance_lowest,
             "baseline": object_ref(&b.baseline),
         }}),
+        MaintenanceBody::Removed(b) => json!({"removed": {"floor": b.floor}}),
     })
 }
 

@@ -3,7 +3,7 @@
 use super::floor::Floor;
 use super::maintenance::{LogMerged, MaintenanceBody};
 use super::write::{Committed, LedgerWriter, Opening};
-use super::{Context, LedgerReader, Role};
+use super::{Context, LedgerReader, Role, Rule};
 use crate::Result;
 use crate::plan::LineageState;
 
@@ -88,10 +88,24 @@ impl Maintainer {
         let reach = fold.ledger.chain.head.min(clear_through.saturating_add(1));
         let lowest = aligned(reach, shape.checkpoint);
         // Maintenance that speaks of what stays is read after it.
-        let first_kept = fold.references.iter().find(|(_, entry)| *entry >= lowest);
+        let keeps = self.writer.context().keeps(Rule::KeepReferences);
+        let first_kept = (fold.references.iter()).find(|(_, entry)| keeps && *entry >= lowest);
         let kept = first_kept.map_or(fold.maintenance.chain.head, |(number, _)| *number);
         let maintenance = aligned(kept, shape.recap).max(floor.maintenance_lowest);
         (lowest > floor.lowest).then_some((lowest, maintenance))
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        self.writer.context()
+    }
+
+    pub(super) async fn say(&mut self, body: &MaintenanceBody) -> Result<Committed> {
+        self.writer.maintain(body).await
+    }
+
+    /// The last floor below which everything is removed that can be.
+    pub(super) fn removed(&self) -> u64 {
+        self.reader().fold.removed
     }
 
     /// Says that this maintainer stops.

@@ -24,6 +24,8 @@ pub enum MaintenanceBody {
     LogMerged(LogMerged),
     /// The floor is to rise, onto this baseline.
     FloorPlanned(FloorPlanned),
+    /// What lies below a floor was removed, as far as nothing names it.
+    Removed(Removed),
 }
 
 /// See [`MaintenanceBody::LogMerged`].
@@ -70,12 +72,19 @@ pub struct FloorPlanned {
     pub baseline: ObjectRef,
 }
 
+/// See [`MaintenanceBody::Removed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// The number of the floor.
+    pub floor: u64,
+}
+
 impl MaintenanceBody {
     /// The highest ledger entry that it speaks of; zero if it speaks of none.
     pub(super) fn speaks_of(&self) -> u64 {
         match self {
             Self::LogMerged(merged) => merged.last_entry,
-            Self::Opened(_) | Self::Closed(_) | Self::FloorPlanned(_) => 0,
+            Self::Opened(_) | Self::Closed(_) | Self::FloorPlanned(_) | Self::Removed(_) => 0,
         }
     }
 }
@@ -108,7 +117,7 @@ impl LogMerged {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct MaintenanceMessage {
-    #[prost(oneof = "MaintenanceKind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "MaintenanceKind", tags = "1, 2, 3, 4, 5")]
     kind: Option<MaintenanceKind>,
 }
 
@@ -122,6 +131,14 @@ enum MaintenanceKind {
     LogMerged(LogMergedMessage),
     #[prost(message, tag = "4")]
     FloorPlanned(FloorPlannedMessage),
+    #[prost(message, tag = "5")]
+    Removed(RemovedMessage),
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct RemovedMessage {
+    #[prost(uint64, tag = "1")]
+    floor: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -192,6 +209,7 @@ pub(super) fn encode(body: &MaintenanceBody) -> Bytes {
             maintenance_lowest: b.maintenance_lowest,
             baseline: Some(object_ref(&b.baseline)),
         }),
+        MaintenanceBody::Removed(b) => MaintenanceKind::Removed(RemovedMessage { floor: b.floor }),
     };
     MaintenanceMessage { kind: Some(kind) }
         .encode_to_vec()
@@ -234,6 +252,7 @@ fn read_kind(kind: MaintenanceKind) -> Option<MaintenanceBody> {
             maintenance_lowest: m.maintenance_lowest,
             baseline: read_ref(m.baseline.as_ref()?)?,
         }),
+        MaintenanceKind::Removed(m) => MaintenanceBody::Removed(Removed { floor: m.floor }),
     })
 }
 

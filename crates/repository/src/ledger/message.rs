@@ -273,6 +273,8 @@ pub(super) struct RootMessage {
     pub(super) retired: Option<String>,
     #[prost(message, optional, tag = "6")]
     pub(super) run: Option<RowMessage>,
+    #[prost(uint64, tag = "7")]
+    pub(super) removed: u64,
 }
 
 /// Where a row of entries stands below a floor.

@@ -19,6 +19,7 @@ mod maintenance;
 mod message;
 mod protocol;
 mod read;
+mod remove;
 mod summary;
 mod write;
 
@@ -40,7 +41,7 @@ pub(crate) use inspect::{
     inspect_maintenance,
 };
 pub use maintainer::Maintainer;
-pub use maintenance::{FloorPlanned, LogMerged, MaintenanceBody};
+pub use maintenance::{FloorPlanned, LogMerged, MaintenanceBody, Removed};
 pub use read::LedgerReader;
 pub use write::{Committed, LedgerWriter, Opening};
 
@@ -105,6 +106,18 @@ pub(crate) enum Rule {
     WriteId,
     /// Append an entry of one's own before anything else.
     Fence,
+    /// Read the maintenance before the end of the ledger.
+    MaintenanceFirst,
+    /// A floor comes with what the entries below it add up to.
+    Baseline,
+    /// Keep maintenance entries that speak of ledger entries at or above the floor.
+    KeepReferences,
+    /// Wait until a floor is as old as the grace period before anything below it is removed.
+    Grace,
+    /// Tell how old it is by the store's clock.
+    StoreClock,
+    /// Keep what the baseline of the floor names.
+    NamedByBaseline,
 }
 
 impl Context {

@@ -64,6 +64,11 @@ impl LedgerReader {
         self.floor.lowest.max(1)
     }
 
+    /// The lowest maintenance entry that is kept.
+    pub fn lowest_maintenance(&self) -> u64 {
+        self.floor.maintenance_lowest.max(1)
+    }
+
     /// The epochs whose writers have opened, in order; of those before the floor only the last one.
     pub fn epochs(&self) -> &[EpochSummary] {
         &self.fold.ledger.epochs
@@ -99,12 +104,15 @@ impl LedgerReader {
         loop {
             let heads = ROLES.map(|role| self.fold.half(role).chain.head);
             // Before the end of the ledger: what these entries speak of is in the ledger already.
+            if maintenance.is_none() && self.context.keeps(Rule::MaintenanceFirst) {
+                maintenance = Some(self.collect_maintenance().await);
+            }
+            let mut chain = self.fold.ledger.chain.clone();
+            let got = self.context.collect_ledger_block(&mut chain).await;
             let upkeep = match maintenance.take() {
                 Some(read) => read,
                 None => self.collect_maintenance().await,
             };
-            let mut chain = self.fold.ledger.chain.clone();
-            let got = self.context.collect_ledger_block(&mut chain).await;
             // Only now is it known whether what was read may be believed.
             self.floor = self.context.floor(self.floor).await?;
             let holds = (ROLES.iter().zip(heads))
@@ -167,6 +175,12 @@ impl LedgerReader {
             }
         };
         Ok(())
+    }
+
+    /// What the baseline of the newest floor says.
+    #[cfg(test)]
+    pub(crate) async fn baseline(&self) -> Result<LineageState> {
+        Ok(self.context.fold_at(&self.floor).await?.state)
     }
 
     /// What the entries from the first one on add up to, those of the ledger alone or of both rows.

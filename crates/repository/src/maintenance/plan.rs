@@ -18,6 +18,8 @@ pub struct Limits {
     /// Between the writing of the first piece and of the last one at most; so that log expires about as
     /// finely as people count.
     pub age: Duration,
+    /// How old the first piece of the newest group is at least, to which more could come.
+    pub wait: Duration,
     /// Ledger entries that a checkpoint repeats. No group crosses one, so that everything below it can
     /// be done.
     pub block: u64,
@@ -28,6 +30,7 @@ impl Default for Limits {
         Self {
             bytes: 64 << 20,
             age: Duration::from_hours(1),
+            wait: Duration::from_hours(1),
             block: layout::ENTRIES_PER_CHECKPOINT,
         }
     }
@@ -223,7 +226,7 @@ pub fn plan_merges(
 /// Whether nothing can be added to the last group: entries up to `reach` are known.
 fn is_complete(group: &Group, limits: &Limits, reach: u64, now: Timestamp) -> bool {
     !group.reaches(reach, group.recorded_first, limits)
-        || now.since(group.recorded_first) >= limits.age
+        || now.since(group.recorded_first) >= limits.wait
 }
 
 /// What is settled is merged unless a gap touches it.

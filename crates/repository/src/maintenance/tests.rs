@@ -18,7 +18,7 @@ use crate::Result;
 use crate::catalog::Lineage;
 use crate::ledger::{
     BaseBackup, BranchStarted, EntryBody, Gap, Holder, LedgerWriter, LogPiece, Names, Opening,
-    PartialBaseBackup, Settled, Shape,
+    PartialBaseBackup, Rule, Settled, Shape,
 };
 use crate::log::{LogReader, PieceIdentity, TimeMaps, pieces_of, prepare_piece};
 use crate::object::Compression;
@@ -35,6 +35,7 @@ const SHAPE: Shape = Shape {
 const LIMITS: Limits = Limits {
     bytes: 3_000,
     age: Duration::from_secs(40),
+    wait: Duration::from_secs(40),
     block: 16,
 };
 const LINEAGE: LineageId = LineageId([9; 16]);
@@ -464,15 +465,16 @@ struct Seen {
 #[test]
 fn merging_and_baselines_change_nothing_that_a_restore_sees() {
     let seen = Seen::default();
-    for_each_seed(|seed| run(seed, &seen));
+    for_each_seed(|seed| run(seed, &seen, None));
     let (pieces, floors) = (seen.pieces.get(), seen.floors.get());
     eprintln!("{} seeds: {pieces} pieces merged, {floors} floors", seeds());
     assert!(pieces > seeds() * 20 && floors > seeds() * 3);
 }
 
-async fn run(seed: u64, seen: &Seen) {
+async fn run(seed: u64, seen: &Seen, without: Option<Rule>) {
     let store = Arc::new(MemoryStore::default());
     let mut history = History::new(store.clone(), seed).await;
+    history.lineage = history.lineage.without(without);
     let mut upkeep = history.upkeep();
     for _ in 0..12 {
         for _ in 0..history.below(20) {
@@ -484,7 +486,13 @@ async fn run(seed: u64, seen: &Seen) {
         }
         let read_bytes = 1 + history.below(3) * 3_000;
         let turn = upkeep
-            .turn(Bounds { read_bytes }, &NoProgress)
+            .turn(
+                Bounds {
+                    read_bytes,
+                    removals: 50,
+                },
+                &NoProgress,
+            )
             .await
             .unwrap();
         assert_eq!(turn.skipped, 0);
@@ -513,4 +521,103 @@ async fn run(seed: u64, seen: &Seen) {
         let read = crate::log::read_back(&store, keys, LINEAGE, piece);
         read.await.unwrap();
     }
+}
+
+/// A rule left out must show, or these histories are too tame to prove it.
+fn shows(rule: Rule) {
+    let fails = |seed| {
+        let run = || runtime().block_on(run(seed, &Seen::default(), Some(rule)));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+    };
+    let found = (0..SEEDS).find(|seed| fails(*seed));
+    eprintln!("without {rule:?}: seed {found:?}");
+    assert!(found.is_some(), "{SEEDS} seeds do not miss {rule:?}");
+}
+
+#[test]
+fn maintenance_dropped_before_what_it_speaks_of_shows() {
+    shows(Rule::KeepReferences);
+}
+
+/// A store in which something happens just before the first request for a maintenance entry.
+struct Hooked {
+    inner: Arc<MemoryStore>,
+    hook: std::sync::Mutex<Option<futures::future::BoxFuture<'static, ()>>>,
+}
+
+impl Hooked {
+    async fn before(&self, name: &str) {
+        let hook = if name.contains("/maintenance/") {
+            self.hook.lock().unwrap().take()
+        } else {
+            None
+        };
+        if let Some(hook) = hook {
+            hook.await;
+        }
+    }
+}
+
+type Answer<T> = Result<T, crate::store::StoreError>;
+
+#[async_trait]
+impl Store for Hooked {
+    async fn create(&self, name: &str, bytes: Bytes) -> Answer<crate::store::Created> {
+        self.inner.create(name, bytes).await
+    }
+    async fn read(&self, name: &str) -> Answer<Bytes> {
+        self.before(name).await;
+        self.inner.read(name).await
+    }
+    async fn read_range(&self, name: &str, range: std::ops::Range<u64>) -> Answer<Bytes> {
+        self.before(name).await;
+        self.inner.read_range(name, range).await
+    }
+    async fn stat(&self, name: &str) -> Answer<Option<crate::store::Stat>> {
+        self.inner.stat(name).await
+    }
+    async fn list(&self, prefix: &str) -> Answer<Vec<crate::store::Listed>> {
+        self.inner.list(prefix).await
+    }
+    async fn delete(&self, name: &str) -> Answer<()> {
+        self.inner.delete(name).await
+    }
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+}
+
+/// Log is written and merged while a reader is between the two rows; returns what it makes of that.
+async fn read_while_log_is_merged(without: Option<Rule>) -> Result<LineageState> {
+    let memory = Arc::new(MemoryStore::default());
+    let mut history = History::new(memory.clone(), 3).await;
+    let hook = async move {
+        for _ in 0..8 {
+            history.piece().await;
+            history.writer.note_read_back(history.writer.state().head);
+        }
+        history.clock.advance(Duration::from_mins(3));
+        history.settle().await;
+        let bounds = Bounds::default();
+        let turn = history.upkeep().turn(bounds, &NoProgress).await.unwrap();
+        assert!(turn.pieces > 4, "{turn:?}");
+    };
+    let store = Arc::new(Hooked {
+        inner: memory,
+        hook: std::sync::Mutex::new(Some(Box::pin(hook))),
+    });
+    let clock = Arc::new(ManualClock::new(Timestamp(0)));
+    let reader = lineage(store, 4, &clock).without(without).reader().await?;
+    Ok(reader.state().clone())
+}
+
+#[test]
+fn what_maintenance_speaks_of_is_in_what_is_read_of_the_ledger() {
+    let state = runtime().block_on(read_while_log_is_merged(None)).unwrap();
+    assert!(state.pieces.iter().any(|piece| piece.merged.is_some()));
+    let rule = Some(Rule::MaintenanceFirst);
+    let error = runtime()
+        .block_on(read_while_log_is_merged(rule))
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
 }

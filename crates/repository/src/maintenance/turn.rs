@@ -1,27 +1,36 @@
 //! One turn of maintenance, of bounded work.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use borealis_base::{ErrorKind, Progress, Unit};
 
 use super::merge::merge;
 use super::plan::{Limits, MergePlan, plan_merges};
-use crate::Result;
 use crate::catalog::Lineage;
 use crate::ledger::{Holder, Maintainer, Opening};
 use crate::plan::LineageState;
+use crate::store::StoreErrorKind;
+use crate::{Error, Result};
+
+/// How old a floor is before what lies below it is removed, by the store's clock. Whoever reads a lineage
+/// for longer than that, from what it knew at the beginning, may find log missing and begins again.
+pub const GRACE: Duration = Duration::from_hours(24);
 
 /// How much one turn does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Bytes of log objects read; the group that passes it is the last one.
     pub read_bytes: u64,
+    /// Objects removed; the floor that passes it is the last one.
+    pub removals: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         Self {
             read_bytes: 1 << 30,
+            removals: 100_000,
         }
     }
 }
@@ -39,6 +48,10 @@ pub struct Turn {
     pub bytes_after: u64,
     /// The lowest ledger entry that readers begin at, if that has risen.
     pub floor: Option<u64>,
+    /// Objects removed, of which merged log and baselines say what they said.
+    pub removed: u64,
+    /// Whether the right to remove them is missing.
+    pub may_not_remove: bool,
     /// Pieces that can't be merged with their neighbours; `verify` tells why where they are damaged.
     pub skipped: u64,
     /// Whether more could have been done within wider bounds.
@@ -50,6 +63,7 @@ pub struct Upkeep {
     lineage: Lineage,
     holder: Holder,
     limits: Limits,
+    grace: Duration,
     maintainer: Option<Maintainer>,
     /// First entries of groups that could not be merged.
     skipped: BTreeSet<u64>,
@@ -62,6 +76,7 @@ impl Upkeep {
             lineage,
             holder,
             limits: Limits::default(),
+            grace: GRACE,
             maintainer: None,
             skipped: BTreeSet::new(),
         }
@@ -71,6 +86,13 @@ impl Upkeep {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// With another grace period than [`GRACE`].
+    #[cfg(test)]
+    pub(crate) fn with_grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
         self
     }
 
@@ -120,14 +142,39 @@ impl Upkeep {
         let plan = self.plan(maintainer.state());
         let clear = (self.merge_all(maintainer, &plan, bounds, progress, turn)).await?;
         turn.floor = maintainer.raise_floor(clear).await?;
-        Ok(())
+        self.remove(maintainer, bounds, turn).await
+    }
+
+    /// Removes what was replaced, floor by floor.
+    async fn remove(
+        &self,
+        maintainer: &mut Maintainer,
+        bounds: Bounds,
+        turn: &mut Turn,
+    ) -> Result<()> {
+        loop {
+            match maintainer.remove_below_next_floor(self.grace).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(removed)) => turn.removed += removed,
+                Err(Error::Store(error)) if error.kind == StoreErrorKind::Denied => {
+                    turn.may_not_remove = true;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            if turn.removed >= bounds.removals {
+                turn.more = true;
+                return Ok(());
+            }
+        }
     }
 
     /// Opens the maintenance, unless there is nothing to say: then no epoch is taken for it.
     async fn open(&mut self) -> Result<bool> {
         let reader = self.lineage.reader().await?;
         let plan = self.plan(reader.state());
-        if plan.groups.is_empty() && !reader.floor_lags(plan.clear_through) {
+        let idle = plan.groups.is_empty() && !reader.floor_lags(plan.clear_through);
+        if idle && !reader.removal_is_due(self.grace).await? {
             return Ok(false);
         }
         let opening = Opening {
