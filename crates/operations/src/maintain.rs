@@ -19,6 +19,10 @@ use crate::site::Site;
 /// How often a running `protect` maintains, where nothing is said.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_mins(10);
 
+/// What is told where the right to delete is missing.
+pub const MAY_NOT_REMOVE: &str = "the credentials do not give the right to delete: what merged log replaced stays, \
+     and takes room, until borealis maintain --once runs with that right";
+
 /// What was done for one lineage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Maintained {
@@ -36,6 +40,10 @@ pub struct Maintained {
     pub bytes_after: u64,
     /// The lowest ledger entry that readers begin at, if that has risen.
     pub floor: Option<u64>,
+    /// Objects removed, of which merged log and baselines say what they said.
+    pub removed: u64,
+    /// Whether the right to remove them is missing.
+    pub may_not_remove: bool,
     /// Log pieces that can't be merged.
     pub skipped: u64,
 }
@@ -122,6 +130,8 @@ impl Maintained {
             bytes_before: 0,
             bytes_after: 0,
             floor: None,
+            removed: 0,
+            may_not_remove: false,
             skipped: 0,
         }
     }
@@ -132,6 +142,8 @@ impl Maintained {
         self.bytes_before += turn.bytes_before;
         self.bytes_after += turn.bytes_after;
         self.floor = turn.floor.or(self.floor);
+        self.removed += turn.removed;
+        self.may_not_remove |= turn.may_not_remove;
         self.skipped += turn.skipped;
     }
 }
@@ -153,13 +165,18 @@ pub async fn maintain_beside(lineage: Lineage, ledger: Ledger, interval: Duratio
         match upkeep.turn(Bounds::default(), &NoProgress).await {
             Ok(turn) if turn == Turn::default() => {}
             Ok(turn) => {
+                // It is tried, and told, once a day.
+                if turn.may_not_remove {
+                    tracing::warn!("{MAY_NOT_REMOVE}");
+                }
                 tracing::info!(
                     pieces = turn.pieces,
                     objects = turn.objects,
                     before = turn.bytes_before,
                     after = turn.bytes_after,
                     floor = turn.floor,
-                    "log merged"
+                    removed = turn.removed,
+                    "maintained"
                 );
             }
             Err(error) if error.kind() == ErrorKind::Fenced => {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use borealis_base::ByteLen;
-use borealis_operations::maintain::{MaintainReport, Maintained, maintain};
+use borealis_operations::maintain::{MAY_NOT_REMOVE, MaintainReport, Maintained, maintain};
 
 use super::{Context, cluster_name};
 use crate::args::Maintain;
@@ -46,6 +46,16 @@ fn line(done: &Maintained) -> String {
     }
     if let Some(floor) = done.floor {
         let _ = write!(out, "; readers begin at ledger entry {floor}");
+    }
+    if done.removed > 0 {
+        let _ = write!(
+            out,
+            "; {} objects removed that these replaced",
+            done.removed
+        );
+    }
+    if done.may_not_remove {
+        let _ = write!(out, "; {MAY_NOT_REMOVE}");
     }
     if done.skipped > 0 {
         let _ = write!(

@@ -272,12 +272,11 @@ async fn load_piece(
     let mut indexes = stored.part_indexes(&parts, wanted).await?.into_iter();
     let mut loaded = Vec::new();
     for (part, digest) in parts.iter().zip(digests) {
-        loaded.push(match digest {
-            Some(digest) => told(part.start, part.end, digest, leg),
-            None => {
-                let bytes = indexes.next().unwrap_or_default();
-                read_index(stored.head().name(), &bytes, part, leg)?
-            }
+        loaded.push(if let Some(digest) = digest {
+            told(part.start, part.end, digest, leg)
+        } else {
+            let bytes = indexes.next().unwrap_or_default();
+            read_index(stored.head().name(), &bytes, part, leg)?
         });
     }
     Ok(loaded)

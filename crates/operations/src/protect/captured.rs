@@ -98,6 +98,14 @@ impl Captured {
             .map_err(|_| no_longer_captured())
     }
 
+    /// Takes in which log was merged since, whoever did it: what that replaced may be gone a day later. A
+    /// store that gives no answer now is no reason to give up: what was known is still there for a while.
+    async fn learn_of_merges(&self) {
+        if let Err(error) = self.ledger.refresh().await {
+            tracing::debug!(%error, "the maintenance could not be read");
+        }
+    }
+
     /// The log indexes of `pieces`, in order.
     fn indexes(&self, pieces: Vec<PieceRange>) -> impl Stream<Item = Result<LogIndex>> {
         let reader = LogReader::new(self.store.clone(), self.keys.clone(), self.lineage);
@@ -140,6 +148,7 @@ impl CapturedLog for Captured {
     }
 
     async fn changes(&self, start: BackupStart, from: Position) -> Result<Option<ChangeMap>> {
+        self.learn_of_merges().await;
         let state = self.ledger.read(Clone::clone).await;
         let pieces = match pieces_of(&state, start.branch, from, start.position) {
             Ok(pieces) => pieces,
@@ -157,6 +166,7 @@ impl CapturedLog for Captured {
     }
 
     async fn unsafe_copies(&self, start: BackupStart, to: Position) -> Result<Vec<DatabaseFiles>> {
+        self.learn_of_merges().await;
         let state = self.ledger.read(Clone::clone).await;
         let pieces = pieces_of(&state, start.branch, start.position, to)?;
         let copies = self

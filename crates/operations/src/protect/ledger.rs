@@ -77,9 +77,14 @@ impl Ledger {
         appended.ok_or_else(|| Error::new(ErrorKind::Bug, "an entry was appended and is not there"))
     }
 
-    /// Takes in what the maintenance says since.
+    /// Takes in what the maintenance says since. Whoever appends does not wait for that.
     pub async fn refresh(&self) -> Result<()> {
-        Ok(self.writer.lock().await.refresh().await?)
+        let mut reader = self.writer.lock().await.reader().clone();
+        reader.refresh().await?;
+        if !self.writer.lock().await.adopt(reader)? {
+            tracing::debug!("much was appended while the maintenance was read");
+        }
+        Ok(())
     }
 
     /// Brings an entry to its end: a new one, or one whose appender was dropped half-way, such as a base

@@ -16,6 +16,7 @@ use crate::{Error, Result, layout};
 const ROLES: [Role; 2] = [Role::Ledger, Role::Maintenance];
 
 /// A lineage's ledger and its maintenance, folded.
+#[derive(Clone)]
 pub struct LedgerReader {
     pub(super) context: Context,
     pub(super) floor: Floor,

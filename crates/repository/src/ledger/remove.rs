@@ -118,6 +118,6 @@ impl Context {
         let stat = self.store.stat(&name).await?;
         self.store.delete(&name).await?;
         stat.map(|stat| stat.modified)
-            .ok_or_else(|| Error::NotFound { what: name })
+            .ok_or(Error::NotFound { what: name })
     }
 }

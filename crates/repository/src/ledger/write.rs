@@ -216,8 +216,8 @@ impl LedgerWriter {
         self.probe().await
     }
 
-    /// Takes in what maintenance entries say since, so that what this writer knows stays small and names
-    /// only what is there. Reads the store; where the floor has risen far, all from there on.
+    /// Reads what was appended to the other row since, so that what this writer knows stays small and names
+    /// only what is there; where the floor has risen far, all from there on.
     ///
     /// # Errors
     /// Fenced where a newer writer has appended meanwhile.
@@ -232,6 +232,35 @@ impl LedgerWriter {
             return Err(self.fenced(newest));
         }
         Ok(())
+    }
+
+    /// Takes over what `reader`, once a clone of [`Self::reader`], has read since without holding this
+    /// writer up; true where that was possible. What was appended meanwhile is added to it.
+    ///
+    /// # Errors
+    /// Fenced where a newer writer has appended meanwhile.
+    pub fn adopt(&mut self, mut reader: LedgerReader) -> Result<bool> {
+        self.refuse_if_fenced()?;
+        let newest = reader.half(self.role).chain.epoch;
+        if newest > self.epoch {
+            return Err(self.fenced(newest));
+        }
+        let head = reader.half(self.role).chain.head;
+        for item in self
+            .half()
+            .block
+            .iter()
+            .filter(|item| item.head.number > head)
+        {
+            if reader.fold.apply(self.role, item.clone()).is_err() {
+                return Ok(false);
+            }
+        }
+        let same = reader.half(self.role).chain == self.half().chain;
+        if same {
+            self.reader = reader;
+        }
+        Ok(same)
     }
 
     pub(super) fn reader_mut(&mut self) -> &mut LedgerReader {

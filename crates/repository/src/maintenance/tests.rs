@@ -25,7 +25,7 @@ use crate::object::Compression;
 use crate::plan::{
     KnownSteps, LineageState, Lookup, ObjectRef, Target, Window, resolve, windows_with,
 };
-use crate::store::{MemoryStore, Store};
+use crate::store::{Counters, CountingStore, MemoryStore, Store};
 
 const SEEDS: u64 = 60;
 const SHAPE: Shape = Shape {
@@ -509,7 +509,19 @@ async fn run(seed: u64, seen: &Seen, without: Option<Rule>) {
         let mut old = old;
         old.refresh().await.unwrap();
         assert_eq!(old.state(), reader.state());
-        history.writer.refresh().await.unwrap();
+        if history.below(2) == 0 {
+            history.writer.refresh().await.unwrap();
+        } else {
+            // What is appended while the others read is added.
+            let mut clone = history.writer.reader().clone();
+            clone.refresh().await.unwrap();
+            history.append(EntryBody::ReadBack).await;
+            let adopted = history.writer.adopt(clone).unwrap();
+            let crossed = (history.writer.state().head - 1).is_multiple_of(SHAPE.checkpoint);
+            assert!(adopted || crossed);
+            history.writer.refresh().await.unwrap();
+        }
+        let reader = history.lineage.reader().await.unwrap();
         assert_eq!(history.writer.state(), reader.state());
         let plain = reader.fold_from_the_first_entry(false).await.unwrap();
         same_meaning(&plain, reader.state(), &history).await;
@@ -620,4 +632,162 @@ fn what_maintenance_speaks_of_is_in_what_is_read_of_the_ledger() {
         .block_on(read_while_log_is_merged(rule))
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+}
+
+/// A lineage of so many checkpoints of small pieces, maintained as it was written.
+async fn aged(store: Arc<dyn Store>, checkpoints: u64) -> (History, Upkeep) {
+    let mut history = History::new(store, 5).await;
+    let mut upkeep = history.upkeep();
+    while history.writer.state().head < checkpoints * SHAPE.checkpoint + 5 {
+        history.piece().await;
+        history.writer.note_read_back(history.writer.state().head);
+        history.clock.advance(Duration::from_secs(1));
+        if history.writer.state().head.is_multiple_of(8) {
+            let turn = upkeep.turn(Bounds::default(), &NoProgress).await;
+            turn.unwrap();
+        }
+    }
+    (history, upkeep)
+}
+
+/// Gets that reading a lineage of so many checkpoints takes.
+async fn gets_to_read(checkpoints: u64) -> u64 {
+    let memory = Arc::new(MemoryStore::default());
+    let (history, _) = aged(memory.clone(), checkpoints).await;
+    let counters = Arc::new(Counters::default());
+    let counting = Arc::new(CountingStore::new(memory, counters.clone()));
+    let reader = lineage(counting, 6, &history.clock).reader().await.unwrap();
+    assert!(reader.lowest() > (checkpoints - 2) * SHAPE.checkpoint);
+    assert_eq!(reader.state().pieces.last().unwrap().end, history.at);
+    let usage = counters.usage();
+    assert_eq!((usage.puts, usage.lists), (0, 0));
+    usage.gets
+}
+
+/// Of the age of a lineage only the search for the newest floor knows, by its logarithm.
+#[test]
+fn a_lineage_of_any_age_is_read_with_as_many_requests() {
+    let few = runtime().block_on(gets_to_read(4));
+    let many = runtime().block_on(gets_to_read(64));
+    eprintln!("{few} gets of 4 checkpoints, {many} of 64");
+    // 16 times as many floors are found with 4 more steps up and 4 more down.
+    assert!(many <= few + 8, "{few} gets of 4 checkpoints, {many} of 64");
+    // An entry may take two gets: those of two checkpoints that are not full, and of 4 recaps.
+    assert!(few <= 2 * (2 * SHAPE.checkpoint + 8), "{few}");
+}
+
+/// A store that refuses deletions, or breaks off after so many.
+struct Deleting {
+    inner: Arc<MemoryStore>,
+    left: std::sync::atomic::AtomicU64,
+    kind: crate::store::StoreErrorKind,
+}
+
+#[async_trait]
+impl Store for Deleting {
+    async fn create(&self, name: &str, bytes: Bytes) -> Answer<crate::store::Created> {
+        self.inner.create(name, bytes).await
+    }
+    async fn read(&self, name: &str) -> Answer<Bytes> {
+        self.inner.read(name).await
+    }
+    async fn read_range(&self, name: &str, range: std::ops::Range<u64>) -> Answer<Bytes> {
+        self.inner.read_range(name, range).await
+    }
+    async fn stat(&self, name: &str) -> Answer<Option<crate::store::Stat>> {
+        self.inner.stat(name).await
+    }
+    async fn list(&self, prefix: &str) -> Answer<Vec<crate::store::Listed>> {
+        self.inner.list(prefix).await
+    }
+    async fn delete(&self, name: &str) -> Answer<()> {
+        use std::sync::atomic::Ordering;
+        let allowed = |left: u64| left.checked_sub(1);
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        if self.left.fetch_update(set, get, allowed).is_err() {
+            let url = self.inner.url();
+            let what = "injected";
+            return Err(crate::store::StoreError::new(
+                self.kind, "delete", name, &url, what,
+            ));
+        }
+        self.inner.delete(name).await
+    }
+    fn url(&self) -> String {
+        self.inner.url()
+    }
+}
+
+/// A maintained lineage in a store whose clock goes, and a day later.
+async fn a_day_later() -> (Arc<MemoryStore>, History) {
+    let clock = Arc::new(ManualClock::new(Timestamp(0)));
+    let memory = Arc::new(MemoryStore::new(clock.clone()));
+    let (history, _) = aged(memory.clone(), 5).await;
+    clock.advance(GRACE);
+    (memory, history)
+}
+
+async fn entries_left(store: &MemoryStore) -> usize {
+    let prefix = format!("lineages/{LINEAGE}/ledger/");
+    store.list(&prefix).await.unwrap().len()
+}
+
+#[test]
+fn without_the_right_to_delete_everything_else_is_done() {
+    use crate::store::StoreErrorKind::Denied;
+    runtime().block_on(async {
+        let (memory, mut history) = a_day_later().await;
+        let store = Arc::new(Deleting {
+            inner: memory.clone(),
+            left: std::sync::atomic::AtomicU64::new(0),
+            kind: Denied,
+        });
+        for _ in 0..40 {
+            history.piece().await;
+            history.writer.note_read_back(history.writer.state().head);
+        }
+        let before = entries_left(&memory).await;
+        let unable = lineage(store, 9, &history.clock);
+        let mut upkeep = Upkeep::new(unable, Holder::default()).with_limits(LIMITS);
+        let turn = upkeep.turn(Bounds::default(), &NoProgress).await.unwrap();
+        assert!(turn.may_not_remove && turn.removed == 0, "{turn:?}");
+        assert!(turn.pieces > 0 && turn.floor.is_some(), "{turn:?}");
+        assert_eq!(entries_left(&memory).await, before);
+        // With the right, it goes on from there.
+        let turn = history.upkeep().turn(Bounds::default(), &NoProgress).await;
+        let turn = turn.unwrap();
+        assert!(turn.removed > 0 && !turn.may_not_remove, "{turn:?}");
+        assert!(entries_left(&memory).await < before);
+    });
+}
+
+/// Litestream and Neon leaked what a deletion that was cut off had not come to.
+#[test]
+fn a_removal_that_is_cut_off_anywhere_goes_on_to_its_end() {
+    use crate::store::StoreErrorKind::Unreachable;
+    runtime().block_on(async {
+        let whole = {
+            let (memory, history) = a_day_later().await;
+            let turn = history.upkeep().turn(Bounds::default(), &NoProgress).await;
+            assert!(turn.unwrap().removed > 0);
+            entries_left(&memory).await
+        };
+        for cut in [0, 1, 7, 30] {
+            let (memory, history) = a_day_later().await;
+            let store = Arc::new(Deleting {
+                inner: memory.clone(),
+                left: std::sync::atomic::AtomicU64::new(cut),
+                kind: Unreachable,
+            });
+            let cut_off = lineage(store, 9, &history.clock);
+            let mut upkeep = Upkeep::new(cut_off, Holder::default()).with_limits(LIMITS);
+            let turn = upkeep.turn(Bounds::default(), &NoProgress).await;
+            assert_eq!(turn.unwrap_err().kind(), ErrorKind::Unreachable);
+            let turn = history.upkeep().turn(Bounds::default(), &NoProgress).await;
+            turn.unwrap();
+            assert_eq!(entries_left(&memory).await, whole, "cut off after {cut}");
+            let reader = history.lineage.reader().await.unwrap();
+            assert_eq!(reader.state().pieces.last().unwrap().end, history.at);
+        }
+    });
 }

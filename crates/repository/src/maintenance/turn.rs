@@ -17,6 +17,9 @@ use crate::{Error, Result};
 /// for longer than that, from what it knew at the beginning, may find log missing and begins again.
 pub const GRACE: Duration = Duration::from_hours(24);
 
+/// How long nothing is removed after the store denied it.
+const DENIED_PAUSE: Duration = Duration::from_hours(24);
+
 /// How much one turn does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -67,6 +70,8 @@ pub struct Upkeep {
     maintainer: Option<Maintainer>,
     /// First entries of groups that could not be merged.
     skipped: BTreeSet<u64>,
+    /// When a removal was denied, by the clock that never steps.
+    denied_at: Option<Duration>,
 }
 
 impl Upkeep {
@@ -79,6 +84,7 @@ impl Upkeep {
             grace: GRACE,
             maintainer: None,
             skipped: BTreeSet::new(),
+            denied_at: None,
         }
     }
 
@@ -147,25 +153,40 @@ impl Upkeep {
 
     /// Removes what was replaced, floor by floor.
     async fn remove(
-        &self,
+        &mut self,
         maintainer: &mut Maintainer,
         bounds: Bounds,
         turn: &mut Turn,
     ) -> Result<()> {
-        loop {
-            match maintainer.remove_below_next_floor(self.grace).await {
-                Ok(None) => return Ok(()),
-                Ok(Some(removed)) => turn.removed += removed,
-                Err(Error::Store(error)) if error.kind == StoreErrorKind::Denied => {
-                    turn.may_not_remove = true;
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
+        while self.may_remove() {
+            let removed = maintainer.remove_below_next_floor(self.grace).await;
+            match self.unless_denied(removed)? {
+                Some(Some(removed)) => turn.removed += removed,
+                Some(None) => return Ok(()),
+                None => turn.may_not_remove = true,
             }
             if turn.removed >= bounds.removals {
                 turn.more = true;
                 return Ok(());
             }
+        }
+        Ok(())
+    }
+
+    /// Whether a removal may be tried: not for a day after the store denied one.
+    fn may_remove(&self) -> bool {
+        let now = self.lineage.clock().elapsed();
+        (self.denied_at).is_none_or(|at| now.saturating_sub(at) >= DENIED_PAUSE)
+    }
+
+    /// `None` where the store denies it, which is remembered.
+    fn unless_denied<T>(&mut self, outcome: Result<T>) -> Result<Option<T>> {
+        match outcome {
+            Err(Error::Store(error)) if error.kind == StoreErrorKind::Denied => {
+                self.denied_at = Some(self.lineage.clock().elapsed());
+                Ok(None)
+            }
+            outcome => outcome.map(Some),
         }
     }
 
@@ -174,7 +195,12 @@ impl Upkeep {
         let reader = self.lineage.reader().await?;
         let plan = self.plan(reader.state());
         let idle = plan.groups.is_empty() && !reader.floor_lags(plan.clear_through);
-        if idle && !reader.removal_is_due(self.grace).await? {
+        let removal = self.may_remove() && {
+            let due = reader.removal_is_due(self.grace).await;
+            self.unless_denied(due)?.unwrap_or(false)
+        };
+        if idle && !removal {
+            // Nothing to say: no epoch is taken for it.
             return Ok(false);
         }
         let opening = Opening {
@@ -210,7 +236,9 @@ impl Upkeep {
             let merged = match merge(&self.lineage, group).await {
                 Ok(merged) => merged,
                 // A piece that can't be read is no reason to leave the others as they are.
-                Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Refused) => {
+                Err(
+                    error @ (Error::Damaged { .. } | Error::Missing { .. } | Error::Refused { .. }),
+                ) => {
                     tracing::warn!(%error, "log pieces are not merged");
                     self.skipped.insert(group.first_entry());
                     turn.skipped += group.pieces.len() as u64;
