@@ -107,7 +107,11 @@ impl Upkeep {
     /// # Errors
     /// Fenced where a newer maintainer has opened; the next call opens anew.
     pub async fn turn(&mut self, bounds: Bounds, progress: &dyn Progress) -> Result<Turn> {
-        let turn = self.work(bounds, progress).await;
+        let denied_before = self.denied_at;
+        let mut turn = self.work(bounds, progress).await;
+        if let Ok(turn) = &mut turn {
+            turn.may_not_remove = self.denied_at != denied_before;
+        }
         if (turn.as_ref()).is_err_and(|error| error.kind() == ErrorKind::Fenced) {
             self.maintainer = None;
         }
@@ -163,7 +167,7 @@ impl Upkeep {
             match self.unless_denied(removed)? {
                 Some(Some(removed)) => turn.removed += removed,
                 Some(None) => return Ok(()),
-                None => turn.may_not_remove = true,
+                None => return Ok(()),
             }
             if turn.removed >= bounds.removals {
                 turn.more = true;
