@@ -207,9 +207,6 @@ async fn run(seed: u64, reading: Reading) {
     site.wait_settled(end).await;
     site.wait_restorable(last).await;
     protect.stop().await;
-    if reading == Reading::Local {
-        assert!(site.merge_log().await > 0, "no log was merged at the end");
-    }
 
     let entropy = SeededEntropy::new(seed);
     let commits: Vec<_> = outcome.acknowledged.values().cloned().collect();
@@ -232,6 +229,10 @@ async fn run(seed: u64, reading: Reading) {
         site,
         server,
     };
+    if reading == Reading::Local {
+        let merged = source.site.merge_log().await;
+        assert!(merged > 0, "no log was merged at the end");
+    }
     // Where files come from makes no difference to the log, of which most of the targets are about.
     let wanted = match reading {
         Reading::Local => &targets[..],

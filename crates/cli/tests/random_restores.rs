@@ -149,10 +149,10 @@ async fn source(seed: u64) -> Source {
     site.wait_settled(end).await;
     site.wait_restorable(last).await;
     protect.stop().await;
-    merged += site.merge_log().await;
-    assert!(merged > 0, "no log was merged");
 
     let log = records(&server, first, server.insert_position().await).await;
+    merged += site.merge_log().await;
+    assert!(merged > 0, "no log was merged");
     let known = outcome.acknowledged.values();
     let commits = known
         .clone()
