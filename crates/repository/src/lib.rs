@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! Repository ── catalog ──> lineage ── LedgerWriter ──> ledger entries, epochs, checkpoints
+//!                                  ├── Maintainer ──> maintenance entries, floors, baselines, merged log
 //!                                  └── LedgerReader ──> LineageState
 //! every object: ObjectBuilder ──> seal ──> Store::create        (never overwritten)
 //!               Store::read   ──> ObjectView ──> open_frame     (authenticated before use)

@@ -8,6 +8,7 @@
 //!                                                      ▼
 //!                                   base backups (when due, after the log they start at is durable)
 //!                                   names (when shipped log says that catalogs changed)
+//! maintain (every 10 minutes, from the store alone)
 //! ```
 //!
 //! Who owns what: the epoch of the lineage's ledger belongs to this process; the slot belongs to the

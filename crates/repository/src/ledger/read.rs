@@ -178,6 +178,13 @@ impl LedgerReader {
         Ok(())
     }
 
+    /// The name of the baseline of the newest floor.
+    #[cfg(test)]
+    pub(crate) fn baseline_name(&self) -> Option<String> {
+        let baseline = self.floor.baseline?;
+        Some(layout::baseline(baseline.lineage, baseline.object))
+    }
+
     /// What the baseline of the newest floor says.
     #[cfg(test)]
     pub(crate) async fn baseline(&self) -> Result<LineageState> {

@@ -791,3 +791,64 @@ fn a_removal_that_is_cut_off_anywhere_goes_on_to_its_end() {
         }
     });
 }
+
+/// Every kind of object that maintenance writes, and that a reader of the lineage now needs.
+async fn needed_objects(history: &History) -> Vec<(String, String)> {
+    let reader = history.lineage.reader().await.unwrap();
+    let store = history.lineage.store();
+    let last = |names: Vec<crate::store::Listed>| names.last().unwrap().name.clone();
+    let prefix = |kind: &str| format!("lineages/{LINEAGE}/{kind}/");
+    let mut needed = Vec::new();
+    for kind in ["floors", "maintenance"] {
+        let mut names = store.list(&prefix(kind)).await.unwrap();
+        let newest = last(names.clone());
+        names.pop();
+        needed.push((newest, last(names)));
+    }
+    let merged = reader.state().pieces.iter().filter(|p| p.merged.is_some());
+    let merged: Vec<String> = merged.map(|p| p.object_name(LINEAGE)).collect();
+    needed.push((merged[0].clone(), merged[1].clone()));
+    let baselines = store.list(&prefix("baselines")).await.unwrap();
+    let newest = reader.baseline_name().unwrap();
+    let other = baselines.iter().find(|listed| listed.name != newest);
+    needed.push((newest, other.unwrap().name.clone()));
+    needed
+}
+
+#[test]
+fn a_changed_truncated_or_swapped_object_of_maintenance_is_damage_that_names_it() {
+    runtime().block_on(async {
+        let memory = Arc::new(MemoryStore::default());
+        let (history, _) = aged(memory.clone(), 5).await;
+        let verify = async || {
+            crate::verify::verify_lineage(&history.lineage, true, &NoProgress)
+                .await
+                .unwrap()
+        };
+        let report = verify().await;
+        assert!(report.is_sound(), "{report:?}");
+        for (name, other) in needed_objects(&history).await {
+            let whole = memory.read(&name).await.unwrap();
+            let mut wrong: Vec<Bytes> = [9, 30, whole.len() / 2, whole.len() - 1]
+                .map(|at| {
+                    let mut bytes = whole.to_vec();
+                    bytes[at] ^= 1;
+                    bytes.into()
+                })
+                .into();
+            wrong.push(whole.slice(..whole.len() - 9));
+            wrong.push(memory.read(&other).await.unwrap());
+            for (number, wrong) in wrong.into_iter().enumerate() {
+                memory.tamper(&name, wrong);
+                let report = verify().await;
+                let names = |finding: &crate::verify::Finding| finding.what.contains(&name);
+                assert!(
+                    report.findings.iter().any(names),
+                    "{name}, {number}: {report:?}"
+                );
+            }
+            memory.tamper(&name, whole);
+        }
+        assert!(verify().await.is_sound());
+    });
+}

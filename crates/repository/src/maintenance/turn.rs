@@ -8,7 +8,7 @@ use borealis_base::{ErrorKind, Progress, Unit};
 use super::merge::merge;
 use super::plan::{Limits, MergePlan, plan_merges};
 use crate::catalog::Lineage;
-use crate::ledger::{Holder, Maintainer, Opening};
+use crate::ledger::{Holder, LedgerReader, Maintainer, Opening};
 use crate::plan::LineageState;
 use crate::store::StoreErrorKind;
 use crate::{Error, Result};
@@ -68,6 +68,8 @@ pub struct Upkeep {
     limits: Limits,
     grace: Duration,
     maintainer: Option<Maintainer>,
+    /// What was read while there was nothing to say.
+    reader: Option<LedgerReader>,
     /// First entries of groups that could not be merged.
     skipped: BTreeSet<u64>,
     /// When a removal was denied, by the clock that never steps.
@@ -83,6 +85,7 @@ impl Upkeep {
             limits: Limits::default(),
             grace: GRACE,
             maintainer: None,
+            reader: None,
             skipped: BTreeSet::new(),
             denied_at: None,
         }
@@ -166,8 +169,7 @@ impl Upkeep {
             let removed = maintainer.remove_below_next_floor(self.grace).await;
             match self.unless_denied(removed)? {
                 Some(Some(removed)) => turn.removed += removed,
-                Some(None) => return Ok(()),
-                None => return Ok(()),
+                Some(None) | None => return Ok(()),
             }
             if turn.removed >= bounds.removals {
                 turn.more = true;
@@ -196,7 +198,13 @@ impl Upkeep {
 
     /// Opens the maintenance, unless there is nothing to say: then no epoch is taken for it.
     async fn open(&mut self) -> Result<bool> {
-        let reader = self.lineage.reader().await?;
+        let reader = match self.reader.take() {
+            Some(mut reader) => {
+                reader.refresh().await?;
+                reader
+            }
+            None => self.lineage.reader().await?,
+        };
         let plan = self.plan(reader.state());
         let idle = plan.groups.is_empty() && !reader.floor_lags(plan.clear_through);
         let removal = self.may_remove() && {
@@ -205,6 +213,7 @@ impl Upkeep {
         };
         if idle && !removal {
             // Nothing to say: no epoch is taken for it.
+            self.reader = Some(reader);
             return Ok(false);
         }
         let opening = Opening {
