@@ -146,6 +146,8 @@ pub enum Command {
     Usage(Usage),
     /// Check that what the repository holds can be restored
     Verify(Verify),
+    /// Merge small pieces of log, so that the repository stays quick to read
+    Maintain(Maintain),
     /// Look at the place where the repository is
     Repository(RepositoryArgs),
     /// Print an object of the repository as text
@@ -298,6 +300,12 @@ pub struct Protect {
     /// Let a base backup that is killed be resumed from each SIZE that it has stored
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub base_backup_resumable_every: ByteLen,
+    /// How often small pieces of log are merged, beside everything else
+    #[arg(long, value_name = "TIME", default_value = "10min", value_parser = parse_duration)]
+    pub maintain_every: Duration,
+    /// Leave maintenance to borealis maintain
+    #[arg(long, conflicts_with = "maintain_every")]
+    pub no_maintenance: bool,
     /// What goes first when log can't be shipped: the primary's disk, or unbroken history
     #[arg(long, value_name = "WHAT", default_value = "primary")]
     pub protect: Policy,
@@ -376,6 +384,24 @@ pub enum Policy {
     Primary,
     /// Keep the slot whatever it costs the primary
     Continuity,
+}
+
+/// `borealis maintain`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  borealis maintain --once --cluster sales\n\n\
+    protect does the same every 10 minutes. No server is needed, only the repository."
+)]
+pub struct Maintain {
+    /// Do what there is to do, then stop
+    #[arg(long, required = true)]
+    pub once: bool,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArg,
+    /// Merge the newest log, to which more could come, once it is older than this
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
+    pub merge_after: Duration,
 }
 
 /// `borealis unprotect`.

@@ -197,6 +197,10 @@ async fn run(seed: u64, reading: Reading) {
         status["base_backups"].as_u64() >= Some(BASE_BACKUPS)
     })
     .await;
+    if reading == Reading::Local {
+        // Beside the writer, whose base backups read merged log from here on.
+        assert!(site.merge_log().await > 0, "no log was merged");
+    }
     let mut outcome = running.stop().await;
     server.let_pass(IDLE / 2).await;
     let idle = server.now().await;
@@ -232,6 +236,10 @@ async fn run(seed: u64, reading: Reading) {
         site,
         server,
     };
+    if reading == Reading::Local {
+        let merged = source.site.merge_log().await;
+        assert!(merged > 0, "no log was merged at the end");
+    }
     // Where files come from makes no difference to the log, of which most of the targets are about.
     let wanted = match reading {
         Reading::Local => &targets[..],

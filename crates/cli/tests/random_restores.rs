@@ -131,13 +131,15 @@ async fn source(seed: u64) -> Source {
     let (first, begin) = (server.insert_position().await, server.now().await);
 
     let running = workload.start(u64::MAX);
-    let mut snapshots = Vec::new();
+    let (mut snapshots, mut merged) = (Vec::new(), 0);
     for number in 0..SNAPSHOTS {
         server.let_pass(IDLE).await;
         let acknowledged = server.insert_position().await;
         let name = format!("s{number}");
         site.ok(&["snapshot", "create", &name]).await;
         snapshots.push((name, acknowledged));
+        // Beside the writer, whose base backups read merged log from here on.
+        merged += site.merge_log().await;
     }
     site.wait_status("several base backups", |status| {
         status["base_backups"].as_u64() >= Some(BASE_BACKUPS)
@@ -155,6 +157,8 @@ async fn source(seed: u64) -> Source {
     protect.stop().await;
 
     let log = records(&server, first, server.insert_position().await).await;
+    merged += site.merge_log().await;
+    assert!(merged > 0, "no log was merged");
     let known = outcome.acknowledged.values();
     let commits = known
         .clone()

@@ -20,6 +20,7 @@ pub mod error;
 pub mod find;
 pub mod host;
 pub mod inspect;
+pub mod maintain;
 pub mod protect;
 pub mod restore;
 pub mod retention;

@@ -465,10 +465,15 @@ async fn find_restore_point(
     piece: &PieceSummary,
     end: Position,
 ) -> Result<(RecordSpan, Timestamp)> {
-    let bytes = LogReader::of(lineage).piece(piece).await?.index().await?;
-    let name = format!("ledger entry {}", piece.entry);
-    let index = log_frame::index(&name, &bytes)?;
-    restore_point_at(&index, end).ok_or_else(|| {
+    let stored = LogReader::of(lineage).piece(piece).await?;
+    // It ends in the part that holds the byte before its end.
+    let last = Position(end.0.saturating_sub(1));
+    let name = stored.head().name();
+    let mut found = None;
+    for bytes in stored.indexes(last, end).await? {
+        found = found.or(restore_point_at(&log_frame::index(name, &bytes)?, end));
+    }
+    found.ok_or_else(|| {
         Error::refused(
             format!("the log index of {name} does not tell of the restore point at {end}"),
             "Run it again; an index of very much log does not hold every event.",
@@ -548,6 +553,7 @@ mod tests {
             stored_bytes: 1,
             head_digest: [0; 32],
             engine: None,
+            merged: None,
         }
     }
 

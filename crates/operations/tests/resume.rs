@@ -109,6 +109,7 @@ fn once(server: &TestServer) -> protect::Options {
         once: true,
         // One that failed, unlike one that was ended, does not say that it has stopped.
         take_over: true,
+        maintain_every: None,
         resumable_every: ByteLen(64 << 10),
         ..options(server)
     }

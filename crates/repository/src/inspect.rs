@@ -89,12 +89,14 @@ fn own_content(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Value> {
         ObjectKind::Epoch => ledger::inspect_epoch(object, keys),
         ObjectKind::Floor => ledger::inspect_floor(object),
         ObjectKind::Checkpoint => ledger::inspect_checkpoint(object),
+        ObjectKind::Baseline => ledger::inspect_baseline(object),
         ObjectKind::LedgerEntry
+        | ObjectKind::MaintenanceEntry
         | ObjectKind::CatalogEntry
         | ObjectKind::Pin
         | ObjectKind::Drill
         | ObjectKind::Scrub => entry_content(object, keys),
-        ObjectKind::Pack | ObjectKind::Manifest => Ok(Value::Null),
+        ObjectKind::Pack | ObjectKind::Manifest | ObjectKind::Log => Ok(Value::Null),
     }
 }
 
@@ -121,6 +123,7 @@ pub fn entry_content(object: &ObjectView, keys: Option<&DataKeys>) -> Result<Val
             ObjectKind::Pin => pins::inspect_body(name, body)?,
             ObjectKind::Drill => drills::inspect_body(name, body)?,
             ObjectKind::Scrub => scrubs::inspect_body(name, body)?,
+            ObjectKind::MaintenanceEntry => ledger::inspect_maintenance(name, body)?,
             _ => ledger::inspect_body(name, body)?,
         };
         content.insert("body".to_owned(), body);

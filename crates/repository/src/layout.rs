@@ -58,6 +58,31 @@ pub fn floor(lineage: LineageId, n: u64) -> String {
     format!("lineages/{lineage}/floors/{n:012}")
 }
 
+/// Maintenance epoch `n` of a lineage.
+pub fn maintenance_epoch(lineage: LineageId, n: u64) -> String {
+    format!("lineages/{lineage}/maintainers/{n:012}")
+}
+
+/// Maintenance entry `n` of a lineage.
+pub fn maintenance_entry(lineage: LineageId, n: u64) -> String {
+    format!("lineages/{lineage}/maintenance/{n:012}")
+}
+
+/// What the store's clock is asked with. Not part of the repository; removed at once.
+pub fn clock(lineage: LineageId, id: ObjectId) -> String {
+    format!("lineages/{lineage}/clock/{id}")
+}
+
+/// What the entries below a floor add up to.
+pub fn baseline(lineage: LineageId, id: ObjectId) -> String {
+    format!("lineages/{lineage}/baselines/{id}")
+}
+
+/// Merged log. The two digits spread objects over folders.
+pub fn merged_log(lineage: LineageId, id: ObjectId) -> String {
+    format!("lineages/{lineage}/log/{:02x}/{id}", id.0[0])
+}
+
 /// Entry `n` of a lineage's log of pins.
 pub fn pin(lineage: LineageId, n: u64) -> String {
     format!("lineages/{lineage}/pins/{n:012}")

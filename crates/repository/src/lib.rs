@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! Repository ── catalog ──> lineage ── LedgerWriter ──> ledger entries, epochs, checkpoints
+//!                                  ├── Maintainer ──> maintenance entries, floors, baselines, merged log
 //!                                  └── LedgerReader ──> LineageState
 //! every object: ObjectBuilder ──> seal ──> Store::create        (never overwritten)
 //!               Store::read   ──> ObjectView ──> open_frame     (authenticated before use)
@@ -20,6 +21,7 @@ mod keyring;
 pub mod layout;
 pub mod ledger;
 pub mod log;
+pub mod maintenance;
 pub mod numbered;
 pub mod object;
 pub mod open;

@@ -245,24 +245,26 @@ impl<'a> Run<'a> {
                 self.add(SECTION_SMALL, name, 0, Thing::Checkpoint);
             }
         }
-        let pieces: BTreeMap<u64, (usize, u64)> = (self.state.pieces.iter().enumerate())
-            // Of a piece whose range was withdrawn nothing is promised any more.
-            .filter(|(_, piece)| !self.state.is_withdrawn(piece))
-            .map(|(place, piece)| (piece.entry, (place, piece.stored_bytes)))
-            .collect();
-        let withdrawn: BTreeSet<u64> = (self.state.pieces.iter())
-            .filter(|piece| self.state.is_withdrawn(piece))
-            .map(|piece| piece.entry)
-            .collect();
-        for number in lowest..=self.state.head {
-            let name = layout::entry(id, number);
-            match pieces.get(&number) {
-                _ if withdrawn.contains(&number) => {}
-                Some((place, bytes)) => {
-                    self.add(SECTION_LEDGER, name, *bytes, Thing::Piece(*place));
-                }
-                None => self.add(SECTION_LEDGER, name, 0, Thing::Entry(number)),
+        let mut pieces = BTreeSet::new();
+        for (place, piece) in self.state.pieces.clone().iter().enumerate() {
+            // The entries of merged log are part of the chain like any other.
+            if piece.merged.is_none() {
+                pieces.insert(piece.entry);
             }
+            // Of a piece whose range was withdrawn nothing is promised any more.
+            if !self.state.is_withdrawn(piece) {
+                let name = piece.object_name(id);
+                self.add(
+                    SECTION_LEDGER,
+                    name,
+                    piece.stored_bytes,
+                    Thing::Piece(place),
+                );
+            }
+        }
+        for number in (lowest..=self.state.head).filter(|number| !pieces.contains(number)) {
+            let name = layout::entry(id, number);
+            self.add(SECTION_LEDGER, name, 0, Thing::Entry(number));
         }
         self.list_pages().await
     }
@@ -418,7 +420,7 @@ impl<'a> Run<'a> {
         let last = object.rsplit('/').next().unwrap_or_default();
         let id: Option<ObjectId> = last.parse().ok();
         let piece = (self.state.pieces.iter())
-            .find(|piece| layout::entry(self.state.lineage, piece.entry) == object);
+            .find(|piece| piece.object_name(self.state.lineage) == object);
         let part = match (id, piece) {
             _ if !bad.needed => Part::Other,
             (Some(id), _) if object.contains("/manifests/") => Part::Manifest(id),

@@ -19,6 +19,7 @@ use futures::StreamExt;
 
 use crate::catalog::Lineage;
 use crate::ledger::LedgerReader;
+use crate::log::merged::{FRAME_PART_INDEXES, FRAME_PARTS, decode_parts};
 use crate::log::piece::{
     FRAME_LOG_BYTES, FRAME_LOG_INDEX, FRAME_TIME_MAP, PieceIdentity, check_entry, content,
     log_frames,
@@ -151,9 +152,16 @@ pub async fn verify_lineage(
         }
     };
     let mut report = verify(&Arc::new(Fetcher::of(lineage)), &state, deep, progress).await?;
-    let pieces: BTreeSet<u64> = state.pieces.iter().map(|piece| piece.entry).collect();
+    // Entries that hold log are checked as log, merged or not; names below the floor are still named.
+    let pieces: BTreeSet<u64> = (state.pieces.iter())
+        .filter(|piece| piece.merged.is_none())
+        .map(|piece| piece.entry)
+        .collect();
+    let named = (state.names.iter().map(|names| names.entry))
+        .filter(|entry| *entry < reader.lowest())
+        .chain(reader.lowest()..=state.head);
     progress.phase("ledger entries", Unit::Items, Some(state.head));
-    for number in (reader.lowest()..=state.head).filter(|number| !pieces.contains(number)) {
+    for number in named.filter(|number| !pieces.contains(number)) {
         if let Err(error) = verify_entry(&reader, lineage, number, deep).await {
             // Recaps and checkpoints repeat what entries say, so nothing is lost yet.
             let affects = vec![format!("the ledger's chain at entry {number}")];
@@ -706,11 +714,9 @@ async fn verify_log(
             Ok(()) => report.bytes_read += if deep { piece.stored_bytes } else { 0 },
             Err(error) => {
                 let affects = restores_over(state, &report.windows, &piece);
-                report.findings.push(finding(
-                    error,
-                    &layout::entry(state.lineage, piece.entry),
-                    affects,
-                )?);
+                report
+                    .findings
+                    .push(finding(error, &piece.object_name(state.lineage), affects)?);
             }
         }
     }
@@ -740,23 +746,19 @@ pub(crate) async fn verify_piece(
     piece: &PieceSummary,
     deep: bool,
 ) -> Result<()> {
-    let name = layout::entry(state.lineage, piece.entry);
+    let name = piece.object_name(state.lineage);
     if !deep {
-        let (head, _) = fetch_head(&**fetcher.store(), &name, ObjectKind::LedgerEntry)
+        let (head, _) = fetch_head(&**fetcher.store(), &name, piece.object_kind())
             .await
             .map_err(|error| error.named_by("the ledger"))?;
         check_entry(&head, piece)?;
         check_len(fetcher, &name, head.object_len(), "the ledger").await?;
         return log_frames(&head, piece).map(|_| ());
     }
-    let view = fetch_with(
-        &**fetcher.store(),
-        fetcher.keys(),
-        &name,
-        ObjectKind::LedgerEntry,
-    )
-    .await
-    .map_err(|error| error.named_by("the ledger"))?;
+    let (store, keys) = (&**fetcher.store(), fetcher.keys());
+    let view = fetch_with(store, keys, &name, piece.object_kind())
+        .await
+        .map_err(|error| error.named_by("the ledger"))?;
     let (keys, piece) = (Arc::clone(fetcher.keys()), piece.clone());
     let identity = PieceIdentity {
         lineage: state.lineage,
@@ -775,22 +777,29 @@ fn open_piece(
     let head = view.head();
     check_entry(head, piece)?;
     log_frames(head, piece)?;
-    let mut maps = 0;
+    let (mut maps, mut parts, mut index_bytes) = (0, Vec::new(), 0);
     for (number, frame) in (0_u32..).zip(head.frames()) {
         let plain = view.frame(keys, number)?;
         if !matches!(
             frame.kind,
-            FRAME_TIME_MAP | FRAME_LOG_INDEX | FRAME_LOG_BYTES
+            FRAME_TIME_MAP | FRAME_LOG_INDEX | FRAME_LOG_BYTES | FRAME_PARTS | FRAME_PART_INDEXES
         ) {
             continue;
         }
         let content = content(head, identity, number, &plain)?;
+        if frame.kind == FRAME_PARTS {
+            parts = decode_parts(&content, piece.start, piece.end)
+                .map_err(|error| head.damaged(error.to_string()))?;
+        }
+        if frame.kind == FRAME_PART_INDEXES {
+            index_bytes += content.len();
+        }
         if frame.kind == FRAME_TIME_MAP {
             maps += 1;
             let steps = decode_steps(&content).map_err(|error| head.damaged(error.to_string()))?;
             let last = steps.last().map(|step| step.settled_through);
-            let same = last == piece.settled_after
-                || (last.is_none() && piece.settled_after == piece.settled_before);
+            // A piece that settles nothing has steps of no effect.
+            let same = last == piece.settled_after || piece.settled_after == piece.settled_before;
             if !same {
                 return Err(head.damaged("its time map does not end where the ledger says"));
             }
@@ -798,6 +807,10 @@ fn open_piece(
     }
     if maps != 1 {
         return Err(head.damaged(format!("it holds {maps} time maps")));
+    }
+    let said: usize = parts.iter().map(|part| part.index_len as usize).sum();
+    if parts.len() as u64 != piece.merged.map_or(0, |merged| merged.parts) || said != index_bytes {
+        return Err(head.damaged("its parts are not those that the ledger names"));
     }
     Ok(())
 }

@@ -269,6 +269,16 @@ impl Site {
         self.run(&arguments).await.expect(0).json()
     }
 
+    /// Merges the log that is stored, the newest included; returns how many log pieces were merged.
+    pub async fn merge_log(&self) -> u64 {
+        let report = self
+            .json(&["maintain", "--once", "--merge-after", "0s"])
+            .await;
+        let lineages = report["lineages"].as_array().expect("it is a list");
+        let merged = lineages.iter().map(|done| done["pieces_merged"].as_u64());
+        merged.map(Option::unwrap_or_default).sum()
+    }
+
     /// The status of the only cluster; `None` while there is none.
     pub async fn status(&self) -> Option<Value> {
         let report = self.json(&["status"]).await;

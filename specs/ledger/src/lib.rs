@@ -7,6 +7,7 @@
 //! is told in `README.md`; `crates/repository/src/ledger` is the code it models.
 
 mod explore;
+pub mod maintenance;
 mod state;
 mod step;
 

@@ -7,6 +7,7 @@ mod hold;
 mod init;
 mod inspect;
 mod key;
+mod maintain;
 mod objective;
 mod protect;
 mod repository;
@@ -107,6 +108,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, Failu
         Command::Objective(args) => context.interruptible(objective::run(context, &args)).await,
         Command::Usage(args) => context.interruptible(usage::run(context, &args)).await,
         Command::Verify(args) => context.interruptible(verify::run(context, &args)).await,
+        Command::Maintain(args) => context.interruptible(maintain::run(context, &args)).await,
         Command::Repository(args) => context.interruptible(repository::run(context, &args)).await,
         Command::Inspect(args) => context.interruptible(inspect::run(context, &args)).await,
         Command::Wal(args) => wal::run(context, args).await,

@@ -33,6 +33,7 @@ pub async fn run(context: &Context, args: Protect) -> Result<ExitCode, Failure> 
             every_log: args.base_backup_every_log,
             every: args.base_backup_every,
         },
+        maintain_every: (!args.no_maintenance).then_some(args.maintain_every),
         resumable_every: args.base_backup_resumable_every,
         policy: match args.protect {
             Policy::Primary => SlotPolicy::Primary,
@@ -101,6 +102,7 @@ fn refuse_unusable(args: &Protect) -> Result<(), Failure> {
         ("--key-check-interval", args.key_check_interval.is_zero()),
         ("--base-backup-every", args.base_backup_every.is_zero()),
         ("--scrub-rate", args.scrub_rate.0 == 0),
+        ("--maintain-every", args.maintain_every.is_zero()),
         ("--base-backup-every-log", args.base_backup_every_log.0 == 0),
         (
             "--base-backup-resumable-every",

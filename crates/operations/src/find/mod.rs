@@ -13,7 +13,7 @@ mod judge;
 pub mod naming;
 pub mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,10 +22,11 @@ use borealis_pg_format::index::digest::is_digested;
 use borealis_pg_format::index::rows::NOTABLE_ROWS;
 use borealis_pg_format::index::{Event, EventDigest, EventKind};
 use borealis_repository::Lineage;
-use borealis_repository::log::{LogReader, read_names};
+use borealis_repository::log::{LogReader, Part, read_names};
 use borealis_repository::plan::{
     Coverage, Leg, LineageState, NamesSummary, PieceSummary, newest_branch, windows,
 };
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use self::judge::{Seen, Wanted, judge};
@@ -120,7 +121,8 @@ pub async fn find(site: &Site, request: &Request) -> Result<FindReport> {
     };
     let from = first_piece.start;
     let to = pieces.last().map_or(from, |(_, piece)| piece.end);
-    report.log_pieces = (pieces.len() - first) as u64;
+    let looked_at = pieces.get(first..).unwrap_or_default();
+    report.log_pieces = looked_at.iter().map(|(_, piece)| piece.parts()).sum();
     let extracts = load_names(&lineage, &state, &coverage, from, to, &mut report.notes).await?;
     // What the names before the range say holds until files went away since.
     let names_from = (extracts.first()).map_or(from, |extract| extract.from.min(from));
@@ -227,57 +229,94 @@ async fn load_pieces(
     futures::stream::iter(pieces.iter().map(|(leg, piece)| (*leg, (*piece).clone())))
         .map(|(leg, piece)| async move { load_piece(reader, leg, &piece, min_rows).await })
         .buffered(READS_AT_ONCE)
-        .try_collect()
+        .try_concat()
         .await
 }
 
+/// What a piece tells, or each part of merged log.
 async fn load_piece(
     reader: &LogReader,
     leg: Leg,
     piece: &PieceSummary,
     min_rows: u64,
-) -> Result<Piece> {
-    let mut loaded = Piece {
-        start: piece.start,
-        end: piece.end,
-        catalogs_changed: Vec::new(),
-        events: Vec::new(),
-        was_read: false,
-        notes: Vec::new(),
-    };
-    let digest = match &piece.engine {
-        Some(bytes) => Some(EventDigest::decode(bytes)?),
-        // Written before there were digests.
-        None => None,
-    };
-    let suffices = |digest: &EventDigest| {
-        (digest.left_out).is_none_or(|left_out| !left_out.drops && left_out.rows < min_rows)
-    };
-    match digest.filter(suffices) {
-        Some(digest) => {
-            loaded.events = digest.events;
-            loaded.catalogs_changed = digest.catalogs_changed;
-        }
-        None => read_index(reader, piece, &mut loaded).await?,
+) -> Result<Vec<Piece>> {
+    // Of what was not merged the ledger says enough, if it has a digest.
+    if piece.merged.is_none()
+        && let Some(digest) = sufficient(piece.engine.as_ref(), min_rows)?
+    {
+        return Ok(vec![told(piece.start, piece.end, digest, leg)]);
     }
-    let on_leg = |event: &Event| leg.from < event.record.end && event.record.end <= leg.to;
-    loaded.events.retain(on_leg);
-    Ok(loaded)
-}
-
-async fn read_index(reader: &LogReader, piece: &PieceSummary, into: &mut Piece) -> Result<()> {
-    let stored = match reader.piece(piece).await {
+    let opened = async {
+        let stored = reader.piece(piece).await?;
+        let parts = stored.parts().await?;
+        Ok::<_, borealis_repository::Error>((stored, parts))
+    };
+    let (stored, parts) = match opened.await {
         // A piece that the store lost is withdrawn, and tells nothing any more.
         Err(error) if error.kind() == ErrorKind::Damaged => {
-            into.notes.push(format!(
+            let mut lost = told(piece.start, piece.end, EventDigest::default(), leg);
+            lost.notes.push(format!(
                 "the log {} to {} is lost, and what happened there is not known: {error}",
                 piece.start, piece.end
             ));
-            return Ok(());
+            return Ok(vec![lost]);
         }
-        stored => stored?,
+        opened => opened?,
     };
-    let index = log_frame::index(stored.head().name(), &stored.index().await?)?;
+    let digests: Vec<_> = (parts.iter())
+        .map(|part| sufficient(part.engine.as_ref(), min_rows))
+        .collect::<Result<_>>()?;
+    let unsaid: BTreeSet<Position> = (parts.iter().zip(&digests))
+        .filter(|(_, digest)| digest.is_none())
+        .map(|(part, _)| part.start)
+        .collect();
+    let wanted = |part: &Part| unsaid.contains(&part.start);
+    let mut indexes = stored.part_indexes(&parts, wanted).await?.into_iter();
+    let mut loaded = Vec::new();
+    for (part, digest) in parts.iter().zip(digests) {
+        loaded.push(if let Some(digest) = digest {
+            told(part.start, part.end, digest, leg)
+        } else {
+            let bytes = indexes.next().unwrap_or_default();
+            read_index(stored.head().name(), &bytes, part, leg)?
+        });
+    }
+    Ok(loaded)
+}
+
+/// The digest, if it leaves nothing out that matters. What was written before there were digests has none.
+fn sufficient(engine: Option<&Bytes>, min_rows: u64) -> Result<Option<EventDigest>> {
+    let digest = engine.map(|bytes| EventDigest::decode(bytes)).transpose()?;
+    let suffices = |digest: &EventDigest| {
+        (digest.left_out).is_none_or(|left_out| !left_out.drops && left_out.rows < min_rows)
+    };
+    Ok(digest.filter(suffices))
+}
+
+fn told(start: Position, end: Position, digest: EventDigest, leg: Leg) -> Piece {
+    let mut piece = Piece {
+        start,
+        end,
+        catalogs_changed: digest.catalogs_changed,
+        events: digest.events,
+        was_read: false,
+        notes: Vec::new(),
+    };
+    piece.keep(leg);
+    piece
+}
+
+impl Piece {
+    /// Forgets what does not lie on the path.
+    fn keep(&mut self, leg: Leg) {
+        let on_leg = |event: &Event| leg.from < event.record.end && event.record.end <= leg.to;
+        self.events.retain(on_leg);
+    }
+}
+
+fn read_index(name: &str, bytes: &[u8], piece: &Part, leg: Leg) -> Result<Piece> {
+    let mut into = told(piece.start, piece.end, EventDigest::default(), leg);
+    let index = log_frame::index(name, bytes)?;
     if index.lacks_events() {
         into.notes.push(format!(
             "the index of the log {} to {} lacks {} events and the rows of {} transactions, and {} places could not be read",
@@ -292,7 +331,8 @@ async fn read_index(reader: &LogReader, piece: &PieceSummary, into: &mut Piece) 
     into.catalogs_changed = index.catalogs_changed;
     into.events = index.events;
     into.events.retain(|event| is_digested(&event.kind));
-    Ok(())
+    into.keep(leg);
+    Ok(into)
 }
 
 /// Fills the report. Pure.

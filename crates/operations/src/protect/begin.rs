@@ -92,7 +92,7 @@ async fn fork(held: &Held, format: LogFormat, place: Place) -> Result<Beginning>
     });
     let (mut indexer, from) = if let Some((_, piece)) = before {
         let known = reader.piece(piece).await?;
-        let mut carry = log_frame::carry(known.head().name(), &known.index().await?)?;
+        let mut carry = log_frame::carry(known.head().name(), &known.last_index().await?)?;
         // They speak of positions of the other branch.
         carry.samples.clear();
         (LogIndexer::resume(format, &carry), carry.resume_at)
@@ -135,7 +135,7 @@ pub fn log_format(control: &ControlFile) -> LogFormat {
 pub async fn resume(held: &Held, format: LogFormat, piece: &PieceSummary) -> Result<Beginning> {
     let reader = LogReader::new(held.store.clone(), held.keys.clone(), held.state.lineage);
     let stored = reader.piece(piece).await?;
-    let carry = log_frame::carry(stored.head().name(), &stored.index().await?)?;
+    let carry = log_frame::carry(stored.head().name(), &stored.last_index().await?)?;
     let mut indexer = LogIndexer::resume(format, &carry);
     if carry.resume_at < piece.end {
         let pieces = pieces_of(&held.state, piece.branch, carry.resume_at, piece.end)?;

@@ -13,6 +13,7 @@ use borealis_repository::ledger::{EntryBody, PartialBaseBackup};
 use borealis_repository::log::{LogReader, pieces_of};
 use borealis_repository::plan::{Coverage, PieceRange};
 use borealis_repository::store::Store;
+use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -97,6 +98,14 @@ impl Captured {
             .map_err(|_| no_longer_captured())
     }
 
+    /// Takes in which log was merged since, whoever did it: what that replaced may be gone a day later. A
+    /// store that gives no answer now is no reason to give up: what was known is still there for a while.
+    async fn learn_of_merges(&self) {
+        if let Err(error) = self.ledger.refresh().await {
+            tracing::debug!(%error, "the maintenance could not be read");
+        }
+    }
+
     /// The log indexes of `pieces`, in order.
     fn indexes(&self, pieces: Vec<PieceRange>) -> impl Stream<Item = Result<LogIndex>> {
         let reader = LogReader::new(self.store.clone(), self.keys.clone(), self.lineage);
@@ -106,11 +115,14 @@ impl Captured {
                 let reader = reader.clone();
                 async move {
                     let stored = reader.piece(&part.piece).await?;
-                    let bytes = stored.index().await?;
-                    log_frame::index(stored.head().name(), &bytes)
+                    let indexes = stored.indexes(part.from, part.to).await?;
+                    let name = stored.head().name().to_owned();
+                    let decoded = move |bytes: Bytes| log_frame::index(&name, &bytes);
+                    Ok::<_, Error>(futures::stream::iter(indexes.into_iter().map(decoded)))
                 }
             })
             .buffered(INDEXES_AT_ONCE)
+            .try_flatten()
     }
 }
 
@@ -136,6 +148,7 @@ impl CapturedLog for Captured {
     }
 
     async fn changes(&self, start: BackupStart, from: Position) -> Result<Option<ChangeMap>> {
+        self.learn_of_merges().await;
         let state = self.ledger.read(Clone::clone).await;
         let pieces = match pieces_of(&state, start.branch, from, start.position) {
             Ok(pieces) => pieces,
@@ -153,6 +166,7 @@ impl CapturedLog for Captured {
     }
 
     async fn unsafe_copies(&self, start: BackupStart, to: Position) -> Result<Vec<DatabaseFiles>> {
+        self.learn_of_merges().await;
         let state = self.ledger.read(Clone::clone).await;
         let pieces = pieces_of(&state, start.branch, start.position, to)?;
         let copies = self

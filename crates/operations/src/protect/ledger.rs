@@ -77,6 +77,16 @@ impl Ledger {
         appended.ok_or_else(|| Error::new(ErrorKind::Bug, "an entry was appended and is not there"))
     }
 
+    /// Takes in what the maintenance says since. Whoever appends does not wait for that.
+    pub async fn refresh(&self) -> Result<()> {
+        let mut reader = self.writer.lock().await.reader().clone();
+        reader.refresh().await?;
+        if !self.writer.lock().await.adopt(reader)? {
+            tracing::debug!("much was appended while the maintenance was read");
+        }
+        Ok(())
+    }
+
     /// Brings an entry to its end: a new one, or one whose appender was dropped half-way, such as a base
     /// backup that was given up while its entry was on the way. That one comes first, since it may stand
     /// in the ledger already.

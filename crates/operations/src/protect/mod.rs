@@ -10,6 +10,7 @@
 //!                                   names (when shipped log says that catalogs changed)
 //!
 //! beside it: upkeep (scrubs slowly and for ever, drills each week)
+//! maintain (every 10 minutes, from the store alone)
 //! ```
 //!
 //! Who owns what: the epoch of the lineage's ledger belongs to this process; the slot belongs to the

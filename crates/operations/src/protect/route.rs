@@ -251,6 +251,7 @@ mod tests {
                 stored_bytes: 1,
                 head_digest: [0; 32],
                 engine: None,
+                merged: None,
             })
             .collect();
         for history in histories {

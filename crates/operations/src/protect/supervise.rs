@@ -40,6 +40,7 @@ use super::upkeep::damage::KnownDamage;
 use super::upkeep::turns::Turns;
 use super::upkeep::{Upkeep, UpkeepOptions};
 use crate::error::{Error, Result};
+use crate::maintain::maintain_beside;
 use crate::retention::NewTerms;
 use crate::site::Site;
 
@@ -65,6 +66,8 @@ pub struct Options {
     pub flush_interval: Duration,
     /// When base backups are due.
     pub schedule: Schedule,
+    /// How often the lineage is maintained; `None` leaves that to others.
+    pub maintain_every: Option<Duration>,
     /// How much of a base backup is stored before what there is so far can be resumed from.
     pub resumable_every: ByteLen,
     /// What goes first when slot and disk conflict.
@@ -147,7 +150,7 @@ pub async fn protect(
             stop: stop.clone(),
         };
         let ended = tokio::select! {
-            ended = protection.run(looked) => ended,
+            ended = protection.run_maintained(looked) => ended,
             never = protection.upkeep(site) => match never {},
         };
         let durable = match ended {
@@ -189,6 +192,26 @@ const fn patience(options: &Options) -> Patience {
 }
 
 impl Protection<'_> {
+    /// Captures, and maintains the lineage beside that.
+    async fn run_maintained(&self, looked: Looked) -> Result<Position> {
+        let interval = self.options.maintain_every.filter(|_| !self.options.once);
+        let maintained = async {
+            match interval {
+                Some(interval) => {
+                    let (lineage, ledger) = (self.lineage.clone(), self.ledger.clone());
+                    let error = maintain_beside(lineage, ledger, interval).await;
+                    tracing::warn!(%error, "this cluster is not maintained");
+                    std::future::pending().await
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            captured = self.run(looked) => captured,
+            never = maintained => never,
+        }
+    }
+
     /// Captures from one server after the other, each where the one before it has ended.
     async fn run(&self, looked: Looked) -> Result<Position> {
         let mut looked = Some(looked);

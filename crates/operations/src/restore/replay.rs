@@ -57,13 +57,17 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// The last moment settled in the piece that holds `at`.
+/// The last moment settled in the piece that holds `at`, or within merged log the one before it.
 fn time_at(pieces: &[PieceRange], at: Position) -> Option<Timestamp> {
     let holds = |part: &&PieceRange| part.from <= at && at <= part.to;
     pieces
         .iter()
         .find(holds)
-        .and_then(|part| part.piece.settled_after)
+        .and_then(|part| match part.piece.merged {
+            // What was settled on the way through merged log its time map knows, and the plan does not.
+            Some(_) if at < part.piece.end => part.piece.settled_before,
+            _ => part.piece.settled_after,
+        })
 }
 
 #[cfg(test)]
@@ -110,6 +114,7 @@ mod tests {
                 stored_bytes: 1,
                 head_digest: [0; 32],
                 engine: None,
+                merged: None,
             },
             from,
             to,

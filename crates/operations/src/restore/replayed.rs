@@ -33,11 +33,15 @@ pub async fn replayed(lineage: &Lineage, plan: &RestorePlan) -> Result<Replayed>
     futures::stream::iter(plan.pieces.clone())
         .map(|part| async move {
             let stored = reader.piece(&part.piece).await?;
-            log_frame::index(stored.head().name(), &stored.index().await?)
+            let indexes = stored.indexes(part.from, part.to).await?;
+            Ok::<_, crate::error::Error>((stored.head().name().to_owned(), indexes))
         })
         .buffered(INDEXES_AT_ONCE)
-        .try_fold(Replayed::default(), |all, index| async move {
-            Ok(add(all, &index, redo, stop))
+        .try_fold(Replayed::default(), |mut all, (name, indexes)| async move {
+            for bytes in indexes {
+                all = add(all, &log_frame::index(&name, &bytes)?, redo, stop);
+            }
+            Ok(all)
         })
         .await
 }

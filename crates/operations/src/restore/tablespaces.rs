@@ -54,9 +54,11 @@ pub async fn created(lineage: &Lineage, pieces: &[PieceRange]) -> Result<Vec<Cre
     let mut created = Vec::new();
     for part in pieces {
         let stored = reader.piece(&part.piece).await?;
-        let index = log_frame::index(stored.head().name(), &stored.index().await?)?;
         let within = |made: &CreatedTablespace| made.end > part.from && made.at < part.to;
-        created.extend(created_in(&index).filter(within));
+        for bytes in stored.indexes(part.from, part.to).await? {
+            let index = log_frame::index(stored.head().name(), &bytes)?;
+            created.extend(created_in(&index).filter(within));
+        }
     }
     Ok(created)
 }

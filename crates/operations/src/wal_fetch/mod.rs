@@ -475,6 +475,7 @@ mod tests {
             stored_bytes: 1,
             head_digest: [0; 32],
             engine: None,
+            merged: None,
         }
     }
 

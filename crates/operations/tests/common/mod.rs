@@ -79,6 +79,7 @@ pub fn options(server: &TestServer) -> protect::Options {
             every_log: ByteLen(4 << 20),
             every: Duration::from_secs(3600),
         },
+        maintain_every: None,
         resumable_every: ByteLen(1 << 30),
         terms: borealis_operations::retention::NewTerms::default(),
         policy: Policy::Primary,

@@ -7,7 +7,9 @@ use borealis_keys::DataKeys;
 
 use crate::Result;
 use crate::drills::Drills;
-use crate::ledger::{Context, LedgerReader, LedgerWriter, Opening, Shape};
+#[cfg(test)]
+use crate::ledger::Rule;
+use crate::ledger::{Context, LedgerReader, LedgerWriter, Maintainer, Opening, Shape};
 use crate::numbered::{Patience, Track, TrackName};
 use crate::pins::Pins;
 use crate::plan::{Damage, LineageState};
@@ -23,6 +25,9 @@ pub struct Lineage {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     patience: Patience,
+    shape: Shape,
+    #[cfg(test)]
+    without: Option<Rule>,
 }
 
 impl Lineage {
@@ -40,7 +45,24 @@ impl Lineage {
             clock,
             entropy,
             patience: Patience::default(),
+            shape: Shape::default(),
+            #[cfg(test)]
+            without: None,
         }
+    }
+
+    /// The same lineage with recaps and checkpoints of another size.
+    #[cfg(test)]
+    pub(crate) fn with_shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
+        self
+    }
+
+    /// The same lineage, a rule of the protocol left out.
+    #[cfg(test)]
+    pub(crate) fn without(mut self, rule: Option<Rule>) -> Self {
+        self.without = rule;
+        self
     }
 
     /// The same lineage with another patience towards a store that does not answer.
@@ -82,10 +104,10 @@ impl Lineage {
             lineage: self.id,
             clock: self.clock.clone(),
             entropy: self.entropy.clone(),
-            shape: Shape::default(),
+            shape: self.shape,
             patience: self.patience,
             #[cfg(test)]
-            without: None,
+            without: self.without,
         }
     }
 
@@ -97,6 +119,12 @@ impl Lineage {
     /// Opens the ledger for writing; see [`LedgerWriter`]. Whoever wrote it before is fenced.
     pub async fn open_writer(&self, opening: Opening) -> Result<LedgerWriter> {
         LedgerWriter::open(self.context(), opening).await
+    }
+
+    /// Opens the maintenance for writing; see [`Maintainer`]. Whoever maintained it before is fenced, and
+    /// the ledger's writer is not.
+    pub async fn open_maintainer(&self, opening: Opening) -> Result<Maintainer> {
+        Maintainer::open(self.context(), opening).await
     }
 
     fn track(&self, name: TrackName) -> Track {

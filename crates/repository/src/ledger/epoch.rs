@@ -6,11 +6,11 @@ use prost::Message;
 
 use super::holder::{Holder, Presence};
 use super::message::{self, EpochMessage, HolderMessage};
-use super::{Context, Opening};
+use super::{Context, Opening, Role};
 use crate::numbered::highest;
 use crate::object::ObjectKind;
 use crate::store::Created;
-use crate::{Error, Result, layout};
+use crate::{Error, Result};
 
 /// Rivals that may take an epoch before this writer gives up.
 const RACES_MAX: u32 = 16;
@@ -24,17 +24,12 @@ pub(super) struct EpochInfo {
 
 impl Context {
     /// The highest epoch; zero if there is none.
-    pub(super) async fn highest_epoch(&self, known: u64) -> Result<u64> {
-        highest(
-            self.store.as_ref(),
-            |n| layout::epoch(self.lineage, n),
-            known,
-        )
-        .await
+    pub(super) async fn highest_epoch(&self, role: Role, known: u64) -> Result<u64> {
+        highest(self.store.as_ref(), |n| role.epoch(self.lineage, n), known).await
     }
 
-    pub(super) async fn read_epoch(&self, number: u64) -> Result<EpochInfo> {
-        let name = layout::epoch(self.lineage, number);
+    pub(super) async fn read_epoch(&self, role: Role, number: u64) -> Result<EpochInfo> {
+        let name = role.epoch(self.lineage, number);
         let (epoch, frame, _) = self
             .read_small::<EpochMessage>(&name, ObjectKind::Epoch)
             .await?;
@@ -48,8 +43,8 @@ impl Context {
     }
 
     /// Takes the next epoch and returns it. From here on no writer of an older one commits.
-    pub(super) async fn take_epoch(&self, opening: &Opening) -> Result<u64> {
-        let mut highest = self.highest_epoch(0).await?;
+    pub(super) async fn take_epoch(&self, role: Role, opening: &Opening) -> Result<u64> {
+        let mut highest = self.highest_epoch(role, 0).await?;
         for _ in 0..RACES_MAX {
             if let Some(expected) = opening
                 .expected_epoch
@@ -74,13 +69,13 @@ impl Context {
             .encode_to_vec();
             let holder = message::holder(&opening.holder).encode_to_vec();
             let object = self.seal_small(ObjectKind::Epoch, clear, &holder);
-            let name = layout::epoch(self.lineage, number);
+            let name = role.epoch(self.lineage, number);
             if self.create_patiently(&name, &object.bytes).await? == Created::New
-                || self.read_epoch(number).await?.write_id == write_id
+                || self.read_epoch(role, number).await?.write_id == write_id
             {
                 return Ok(number);
             }
-            highest = self.highest_epoch(number).await?;
+            highest = self.highest_epoch(role, number).await?;
         }
         Err(Error::refused(
             format!(
@@ -104,15 +99,15 @@ impl Context {
         }
     }
 
-    /// The present holder: the highest epoch's, whose sign of life is its last entry or, where it has
+    /// The present holder of the ledger: the highest epoch's, whose sign of life is its last entry or, where it has
     /// none, the taking of its epoch.
     pub(super) async fn presence(&self, by_ledger: Option<Presence>) -> Result<Option<Presence>> {
         let known = by_ledger.as_ref().map_or(0, |presence| presence.epoch);
-        let highest = self.highest_epoch(known).await?;
+        let highest = self.highest_epoch(Role::Ledger, known).await?;
         if highest == 0 || highest == known {
             return Ok(by_ledger);
         }
-        let epoch = self.read_epoch(highest).await?;
+        let epoch = self.read_epoch(Role::Ledger, highest).await?;
         Ok(Some(Presence {
             holder: epoch.holder,
             epoch: highest,

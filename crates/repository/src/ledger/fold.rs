@@ -1,17 +1,16 @@
-//! What a ledger's entries add up to.
+//! What a ledger's entries, and the maintenance entries beside them, add up to.
 
 use borealis_base::{LineageId, Timestamp};
 use bytes::Bytes;
 
 use super::body::EntryBody;
 use super::holder::{Holder, Presence};
-use super::message;
+use super::maintenance::{self, FloorPlanned, LogMerged, MaintenanceBody};
+use super::summary::{self, Stored};
+use super::{Opened, Role, Shape, message};
 use crate::numbered::{Chain, Item};
-use crate::plan::{
-    BaseBackupSummary, BranchSummary, GapSummary, LineageState, NamesSummary, PartialSummary,
-    PieceSummary, SettledSummary,
-};
-use crate::{Error, Result, layout};
+use crate::plan::{LineageState, SettledSummary};
+use crate::{Error, Result};
 
 /// An epoch as its writer's first entry tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,157 +27,54 @@ pub struct EpochSummary {
     pub closed: bool,
 }
 
-/// A ledger, folded.
-#[derive(Debug, Clone)]
-pub(super) struct Fold {
-    pub(super) state: LineageState,
+/// How far one row of entries was read, and by whom it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Half {
+    pub(super) chain: Chain,
     pub(super) epochs: Vec<EpochSummary>,
     pub(super) last_recorded_at: Option<Timestamp>,
-    pub(super) chain: Chain,
-    /// Items since the last multiple of the checkpoint size; what recaps and checkpoints repeat.
+    /// Items since the last multiple of `block_len`; what recaps and checkpoints repeat.
     pub(super) block: Vec<Item>,
-    entries_per_checkpoint: u64,
+    pub(super) block_len: u64,
 }
 
-impl Fold {
-    pub(super) fn new(lineage: LineageId, entries_per_checkpoint: u64, chain: Chain) -> Self {
-        let mut state = LineageState::empty(lineage);
-        state.head = chain.head;
+impl Half {
+    pub(super) fn new(chain: Chain, block_len: u64) -> Self {
         Self {
-            state,
+            chain,
             epochs: Vec::new(),
             last_recorded_at: None,
-            chain,
             block: Vec::new(),
-            entries_per_checkpoint,
+            block_len,
         }
     }
 
-    /// Takes the next item.
-    pub(super) fn apply(&mut self, item: Item) -> Result<()> {
-        let number = item.head.number;
-        let name = layout::entry(self.state.lineage, number);
-        let body = decode_body(&name, &item)?;
-        let read_back = item.head.read_back;
-        self.chain.accept(&name, &item)?;
-        self.fold(&item, body);
-        self.state.head = number;
-        self.state.read_back = self.state.read_back.max(read_back);
+    fn take(&mut self, item: Item) {
         self.last_recorded_at = Some(item.head.recorded_at);
-        if (number - 1).is_multiple_of(self.entries_per_checkpoint) {
+        if (item.head.number - 1).is_multiple_of(self.block_len) {
             self.block.clear();
         }
         self.block.push(item);
-        Ok(())
     }
 
-    fn fold(&mut self, item: &Item, body: EntryBody) {
-        let (entry, recorded_at) = (item.head.number, item.head.recorded_at);
-        let state = &mut self.state;
-        match body {
-            EntryBody::Opened(opened) => {
-                state.log_unit = opened.log_unit.max(1);
-                // Whoever opens again means to write again.
-                state.retired = None;
-                self.epochs.push(EpochSummary {
-                    epoch: opened.epoch,
-                    entry,
-                    opened_at: recorded_at,
-                    holder: opened.holder,
-                    closed: false,
-                });
-            }
-            EntryBody::Closed(closed) => {
-                let last = self.epochs.last_mut();
-                if let Some(last) = last.filter(|last| last.epoch == closed.epoch) {
-                    last.closed = true;
-                }
-            }
-            EntryBody::LogPiece(piece) => state.pieces.push(PieceSummary {
-                entry,
-                recorded_at,
-                branch: piece.branch,
-                start: piece.start,
-                end: piece.end,
-                settled_before: piece.settled_before,
-                settled_after: piece.settled_after,
-                last_record: piece.last_record,
-                resume_at: piece.resume_at,
-                stored_bytes: item.object_len,
-                head_digest: item.digest,
-                // A slice would keep all that was read with it.
-                engine: (piece.engine).map(|engine| Bytes::copy_from_slice(&engine)),
-            }),
-            EntryBody::BaseBackup(backup) => {
-                // What was stored before it is in it, or is older than it.
-                state.partial = None;
-                state.base_backups.push(BaseBackupSummary {
-                    entry,
-                    recorded_at,
-                    manifest: backup.manifest,
-                    branch: backup.branch,
-                    start: backup.start,
-                    end: backup.end,
-                    started_at: backup.started_at,
-                    ended_at: backup.ended_at,
-                    new_bytes: backup.new_bytes,
-                    total_pages: backup.total_pages,
-                    rule_set: backup.rule_set,
-                });
-            }
-            EntryBody::PartialBaseBackup(partial) => {
-                state.partial = Some(PartialSummary {
-                    entry,
-                    recorded_at,
-                    manifest: partial.manifest,
-                    branch: partial.branch,
-                    start: partial.start,
-                    started_at: partial.started_at,
-                    new_bytes: partial.new_bytes,
-                    stored_pages: partial.stored_pages,
-                    missing_pages: partial.missing_pages,
-                    rule_set: partial.rule_set,
-                });
-            }
-            EntryBody::Settled(settled) => state.settled.push(SettledSummary {
-                entry,
-                recorded_at,
-                branch: settled.branch,
-                through: settled.through,
-                last_record: settled.last_record,
-            }),
-            EntryBody::Gap(gap) => state.gaps.push(GapSummary {
-                entry,
-                branch: gap.branch,
-                from: gap.from,
-                to: gap.to,
-                reason: gap.reason,
-            }),
-            EntryBody::BranchStarted(started) => {
-                let summary = BranchSummary {
-                    entry,
-                    parent: started.parent,
-                    at: started.at,
-                    history: started.history,
-                };
-                state.branches.insert(started.branch, summary);
-            }
-            EntryBody::Retired(retired) => state.retired = Some(retired.reason),
-            EntryBody::Names(names) => state.names.push(NamesSummary {
-                entry,
-                branch: names.branch,
-                from: names.from,
-                to: names.to,
-                taken_at: names.taken_at,
-                whole: names.whole,
-                stored_bytes: item.object_len,
-                head_digest: item.digest,
-            }),
-            EntryBody::ReadBack => {}
+    fn opened(&mut self, item: &Item, opened: Opened) {
+        self.epochs.push(EpochSummary {
+            epoch: opened.epoch,
+            entry: item.head.number,
+            opened_at: item.head.recorded_at,
+            holder: opened.holder,
+            closed: false,
+        });
+    }
+
+    fn closed(&mut self, epoch: u64) {
+        let last = self.epochs.last_mut();
+        if let Some(last) = last.filter(|last| last.epoch == epoch) {
+            last.closed = true;
         }
     }
 
-    /// The present holder as far as the ledger tells.
+    /// The present holder as far as the entries tell.
     pub(super) fn presence(&self) -> Option<Presence> {
         self.epochs.last().map(|last| Presence {
             holder: last.holder.clone(),
@@ -189,17 +85,199 @@ impl Fold {
     }
 }
 
+/// A ledger and its maintenance, folded.
+///
+/// What it comes to does not depend on the order in which the two rows are taken, but for this: a
+/// maintenance entry comes after the ledger entries that it speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fold {
+    pub(super) state: LineageState,
+    pub(super) ledger: Half,
+    pub(super) maintenance: Half,
+    /// The last `Settled` of the ledger, while nothing but its like has followed: of a run of them that
+    /// speak of one record the state keeps the last. Follows from the ledger alone.
+    pub(super) run: Option<SettledSummary>,
+    /// The maintenance entries that speak of ledger entries, with the highest that each speaks of.
+    pub(super) references: Vec<(u64, u64)>,
+    /// The newest floor that was planned.
+    pub(super) planned: Option<FloorPlanned>,
+    /// The last floor below which everything was removed that nothing names.
+    pub(super) removed: u64,
+}
+
+impl Fold {
+    pub(super) fn new(lineage: LineageId, shape: Shape) -> Self {
+        Self {
+            state: LineageState::empty(lineage),
+            ledger: Half::new(Chain::new(lineage.0), shape.checkpoint),
+            maintenance: Half::new(Chain::new(lineage.0), shape.recap),
+            run: None,
+            references: Vec::new(),
+            planned: None,
+            removed: 0,
+        }
+    }
+
+    pub(super) fn half(&self, role: Role) -> &Half {
+        match role {
+            Role::Ledger => &self.ledger,
+            Role::Maintenance => &self.maintenance,
+        }
+    }
+
+    /// Takes the next item of one of the rows.
+    pub(super) fn apply(&mut self, role: Role, item: Item) -> Result<()> {
+        let name = role.entry(self.state.lineage, item.head.number);
+        match role {
+            Role::Ledger => {
+                let body = decode_body(&name, &item)?;
+                self.ledger.chain.accept(&name, &item)?;
+                self.fold(&item, body);
+                self.state.head = item.head.number;
+                self.state.read_back = self.state.read_back.max(item.head.read_back);
+                self.ledger.take(item);
+            }
+            Role::Maintenance => {
+                let body = maintenance::decode(&name, item.body.clone())?;
+                self.maintenance.chain.accept(&name, &item)?;
+                self.fold_maintenance(&name, &item, body)?;
+                self.maintenance.take(item);
+            }
+        }
+        Ok(())
+    }
+
+    fn fold(&mut self, item: &Item, body: EntryBody) {
+        let stored = Stored {
+            entry: item.head.number,
+            recorded_at: item.head.recorded_at,
+            len: item.object_len,
+            digest: item.digest,
+        };
+        let state = &mut self.state;
+        if matches!(
+            body,
+            EntryBody::LogPiece(_) | EntryBody::Gap(_) | EntryBody::BranchStarted(_)
+        ) {
+            self.run = None;
+        }
+        match body {
+            EntryBody::Opened(opened) => {
+                state.log_unit = opened.log_unit.max(1);
+                // Whoever opens again means to write again.
+                state.retired = None;
+                self.ledger.opened(item, opened);
+            }
+            EntryBody::Closed(closed) => self.ledger.closed(closed.epoch),
+            EntryBody::LogPiece(piece) => state.pieces.push(summary::piece(stored, piece, None)),
+            EntryBody::BaseBackup(backup) => {
+                // What was stored before it is in it, or is older than it.
+                state.partial = None;
+                let summary = summary::base_backup(stored, &backup);
+                state.base_backups.push(summary);
+            }
+            EntryBody::PartialBaseBackup(partial) => {
+                state.partial = Some(summary::partial(stored, &partial));
+            }
+            EntryBody::Settled(settled) => self.settle(summary::settled(stored, &settled)),
+            EntryBody::Gap(gap) => state.gaps.push(summary::gap(stored, gap)),
+            EntryBody::BranchStarted(started) => {
+                let branch = started.branch;
+                state
+                    .branches
+                    .insert(branch, summary::branch(stored, started));
+            }
+            EntryBody::Retired(retired) => state.retired = Some(retired.reason),
+            EntryBody::Names(names) => state.names.push(summary::names(stored, &names)),
+            EntryBody::ReadBack => {}
+        }
+    }
+
+    /// Takes a `Settled`. An idle source settles the same record again and again: of such a run the last
+    /// one says all that the others say.
+    fn settle(&mut self, settled: SettledSummary) {
+        let list = &mut self.state.settled;
+        let run = self
+            .run
+            .take()
+            .filter(|run| (run.branch, run.last_record) == (settled.branch, settled.last_record));
+        match run {
+            // It settles nothing.
+            Some(run) if settled.through <= run.through => self.run = Some(run),
+            Some(run) => {
+                // Merged log may have taken the run in as far as it had come.
+                if list.last().is_some_and(|last| last.entry == run.entry) {
+                    list.pop();
+                }
+                list.push(settled.clone());
+                self.run = Some(settled);
+            }
+            None => {
+                list.push(settled.clone());
+                self.run = Some(settled);
+            }
+        }
+    }
+
+    fn fold_maintenance(&mut self, name: &str, item: &Item, body: MaintenanceBody) -> Result<()> {
+        let highest = body.speaks_of();
+        if highest > self.state.head {
+            let head = self.state.head;
+            return Err(Error::damaged(
+                name,
+                format!("it speaks of ledger entry {highest}, and the last one is {head}"),
+            ));
+        }
+        if highest > 0 {
+            self.references.push((item.head.number, highest));
+        }
+        match body {
+            MaintenanceBody::Opened(opened) => self.maintenance.opened(item, opened),
+            MaintenanceBody::Closed(closed) => self.maintenance.closed(closed.epoch),
+            MaintenanceBody::LogMerged(merged) => self.merge(name, &merged)?,
+            MaintenanceBody::FloorPlanned(planned) => self.planned = Some(planned),
+            MaintenanceBody::Removed(removed) => self.removed = self.removed.max(removed.floor),
+        }
+        Ok(())
+    }
+
+    /// Puts merged log in the place of the pieces that it was made of.
+    fn merge(&mut self, name: &str, merged: &LogMerged) -> Result<()> {
+        let entries = merged.first_entry..=merged.last_entry;
+        let pieces = &mut self.state.pieces;
+        let from = pieces.partition_point(|piece| piece.entry < merged.first_entry);
+        let to = pieces.partition_point(|piece| piece.entry <= merged.last_entry);
+        let replaced = pieces.get(from..to).unwrap_or_default();
+        let mut at = merged.start;
+        let follows = replaced.iter().all(|piece| {
+            let fits = piece.branch == merged.branch && piece.start == at && piece.merged.is_none();
+            at = piece.end;
+            fits
+        });
+        let ends = replaced.first().map(|first| first.settled_before)
+            == Some(merged.settled_before)
+            && replaced.last().map(|last| (last.entry, last.resume_at))
+                == Some((merged.last_piece, merged.resume_at));
+        if !follows || !ends || at != merged.end || replaced.len() as u64 != merged.parts {
+            return Err(Error::damaged(
+                name,
+                format!(
+                    "it replaces log of branch {} from {} to {}, which the ledger does not hold so in its entries {} to {}",
+                    merged.branch, merged.start, merged.end, merged.first_entry, merged.last_entry
+                ),
+            ));
+        }
+        pieces.splice(from..to, [merged.summary()]);
+        (self.state.settled).retain(|settled| !entries.contains(&settled.entry));
+        Ok(())
+    }
+}
+
 /// Reads the body of an entry.
 pub(super) fn decode_body(name: &str, item: &Item) -> Result<EntryBody> {
     decode(name, item.body.clone())
 }
 
 pub(super) fn decode(name: &str, body: Bytes) -> Result<EntryBody> {
-    message::decode(body).map_err(|bad| match bad {
-        message::BadBody::Malformed => Error::damaged(name, "its body is malformed"),
-        message::BadBody::Unknown => Error::Newer {
-            object: name.to_owned(),
-            what: "an entry of an unknown kind".to_owned(),
-        },
-    })
+    message::decode(body).map_err(|bad| bad.error(name))
 }

@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use super::EntryBody;
 use super::fold::decode;
 use super::holder::Holder;
-use super::message::{self, CheckpointMessage, EpochMessage, FloorMessage, HolderMessage};
+use super::maintenance::{self, MaintenanceBody};
+use super::message::{
+    self, BaselineMessage, CheckpointMessage, EpochMessage, FloorMessage, HolderMessage,
+};
 use crate::inspect::{hex, opaque};
 use crate::object::ObjectView;
 use crate::plan::ObjectRef;
@@ -63,7 +66,50 @@ pub(crate) fn inspect_floor(object: &ObjectView) -> Result<Value> {
         "lineage": lineage(object, &floor.lineage)?,
         "number": floor.number,
         "lowest_entry_kept": floor.lowest,
+        "lowest_maintenance_entry_kept": floor.maintenance_lowest,
+        "baseline": floor.baseline.as_ref().and_then(message::read_ref).map(|b| object_ref(&b)),
     }))
+}
+
+pub(crate) fn inspect_baseline(object: &ObjectView) -> Result<Value> {
+    let baseline: BaselineMessage = clear(object)?;
+    Ok(json!({
+        "lineage": lineage(object, &baseline.lineage)?,
+        "entries_below": baseline.lowest,
+        "maintenance_entries_below": baseline.maintenance_lowest,
+    }))
+}
+
+pub(crate) fn inspect_maintenance(name: &str, body: Bytes) -> Result<Value> {
+    Ok(match maintenance::decode(name, body)? {
+        MaintenanceBody::Opened(b) => json!({"opened": {
+            "epoch": b.epoch,
+            "holder": show_holder(&b.holder),
+        }}),
+        MaintenanceBody::Closed(b) => json!({"closed": {"epoch": b.epoch}}),
+        MaintenanceBody::LogMerged(b) => json!({"log_merged": {
+            "object": object_ref(&b.object),
+            "branch": b.branch,
+            "start": b.start,
+            "end": b.end,
+            "settled_before": b.settled_before,
+            "settled_after": b.settled_after,
+            "last_record": b.last_record.map(span),
+            "resume_at": b.resume_at,
+            "first_entry": b.first_entry,
+            "last_entry": b.last_entry,
+            "last_piece": b.last_piece,
+            "recorded_at": b.recorded_at,
+            "parts": b.parts,
+        }}),
+        MaintenanceBody::FloorPlanned(b) => json!({"floor_planned": {
+            "number": b.number,
+            "lowest_entry_kept": b.lowest,
+            "lowest_maintenance_entry_kept": b.maintenance_lowest,
+            "baseline": object_ref(&b.baseline),
+        }}),
+        MaintenanceBody::Removed(b) => json!({"removed": {"floor": b.floor}}),
+    })
 }
 
 pub(crate) fn inspect_checkpoint(object: &ObjectView) -> Result<Value> {

@@ -44,7 +44,7 @@ enum BodyKind {
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
-struct NamesMessage {
+pub(super) struct NamesMessage {
     #[prost(uint32, tag = "1")]
     branch: u32,
     #[prost(uint64, tag = "2")]
@@ -61,7 +61,7 @@ struct NamesMessage {
 struct ReadBackMessage {}
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct OpenedMessage {
+pub(super) struct OpenedMessage {
     #[prost(uint64, tag = "1")]
     epoch: u64,
     #[prost(uint64, tag = "2")]
@@ -71,9 +71,9 @@ struct OpenedMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct ClosedMessage {
+pub(super) struct ClosedMessage {
     #[prost(uint64, tag = "1")]
-    epoch: u64,
+    pub(super) epoch: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -93,7 +93,7 @@ pub(super) struct HolderMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct SpanMessage {
+pub(super) struct SpanMessage {
     #[prost(uint64, tag = "1")]
     start: u64,
     #[prost(uint64, tag = "2")]
@@ -101,7 +101,7 @@ struct SpanMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct LogPieceMessage {
+pub(super) struct LogPieceMessage {
     #[prost(uint32, tag = "1")]
     branch: u32,
     #[prost(uint64, tag = "2")]
@@ -121,7 +121,7 @@ struct LogPieceMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct ObjectRefMessage {
+pub(super) struct ObjectRefMessage {
     #[prost(bytes = "bytes", tag = "1")]
     lineage: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
@@ -133,7 +133,7 @@ struct ObjectRefMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct BaseBackupMessage {
+pub(super) struct BaseBackupMessage {
     #[prost(message, optional, tag = "1")]
     manifest: Option<ObjectRefMessage>,
     #[prost(uint32, tag = "2")]
@@ -157,7 +157,7 @@ struct BaseBackupMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct PartialBaseBackupMessage {
+pub(super) struct PartialBaseBackupMessage {
     #[prost(message, optional, tag = "1")]
     manifest: Option<ObjectRefMessage>,
     #[prost(uint32, tag = "2")]
@@ -177,7 +177,7 @@ struct PartialBaseBackupMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct SettledMessage {
+pub(super) struct SettledMessage {
     #[prost(uint32, tag = "1")]
     branch: u32,
     #[prost(sint64, tag = "2")]
@@ -187,7 +187,7 @@ struct SettledMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct GapMessage {
+pub(super) struct GapMessage {
     #[prost(uint32, tag = "1")]
     branch: u32,
     #[prost(uint64, tag = "2")]
@@ -199,7 +199,7 @@ struct GapMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct BranchStartedMessage {
+pub(super) struct BranchStartedMessage {
     #[prost(uint32, tag = "1")]
     branch: u32,
     #[prost(uint32, tag = "2")]
@@ -236,9 +236,110 @@ pub(super) struct FloorMessage {
     pub(super) lineage: Bytes,
     #[prost(uint64, tag = "2")]
     pub(super) number: u64,
-    /// The lowest entry that may not be removed.
+    /// The lowest ledger entry that may not be removed.
     #[prost(uint64, tag = "3")]
     pub(super) lowest: u64,
+    /// The lowest maintenance entry that may not be removed.
+    #[prost(uint64, tag = "4")]
+    pub(super) maintenance_lowest: u64,
+    /// What the entries below add up to.
+    #[prost(message, optional, tag = "5")]
+    pub(super) baseline: Option<ObjectRefMessage>,
+}
+
+/// The clear part of a baseline.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct BaselineMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) lineage: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(super) lowest: u64,
+    #[prost(uint64, tag = "3")]
+    pub(super) maintenance_lowest: u64,
+}
+
+/// A baseline's first frame.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct RootMessage {
+    #[prost(message, optional, tag = "1")]
+    pub(super) ledger: Option<HalfMessage>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) maintenance: Option<HalfMessage>,
+    #[prost(uint64, tag = "3")]
+    pub(super) log_unit: u64,
+    #[prost(uint64, tag = "4")]
+    pub(super) read_back: u64,
+    #[prost(string, optional, tag = "5")]
+    pub(super) retired: Option<String>,
+    #[prost(message, optional, tag = "6")]
+    pub(super) run: Option<RowMessage>,
+    #[prost(uint64, tag = "7")]
+    pub(super) removed: u64,
+}
+
+/// Where a row of entries stands below a floor.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct HalfMessage {
+    #[prost(uint64, tag = "1")]
+    pub(super) head: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) digest: Bytes,
+    #[prost(uint64, tag = "3")]
+    pub(super) epoch: u64,
+    #[prost(sint64, optional, tag = "4")]
+    pub(super) last_recorded_at: Option<i64>,
+    #[prost(message, optional, tag = "5")]
+    pub(super) last_epoch: Option<EpochRowMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct EpochRowMessage {
+    #[prost(uint64, tag = "1")]
+    pub(super) epoch: u64,
+    #[prost(uint64, tag = "2")]
+    pub(super) entry: u64,
+    #[prost(sint64, tag = "3")]
+    pub(super) opened_at: i64,
+    #[prost(message, optional, tag = "4")]
+    pub(super) holder: Option<HolderMessage>,
+    #[prost(bool, tag = "5")]
+    pub(super) closed: bool,
+}
+
+/// A baseline's further frames.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct RowsMessage {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) rows: Vec<RowMessage>,
+}
+
+/// What the state keeps of one entry.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct RowMessage {
+    #[prost(uint64, tag = "1")]
+    pub(super) entry: u64,
+    #[prost(sint64, tag = "2")]
+    pub(super) recorded_at: i64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(super) body: Bytes,
+    #[prost(uint64, tag = "4")]
+    pub(super) stored_len: u64,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub(super) head_digest: Bytes,
+    #[prost(message, optional, tag = "6")]
+    pub(super) merged: Option<MergedMessage>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct MergedMessage {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(super) object: Bytes,
+    #[prost(uint64, tag = "2")]
+    pub(super) first_entry: u64,
+    #[prost(uint64, tag = "3")]
+    pub(super) last_entry: u64,
+    #[prost(uint64, tag = "4")]
+    pub(super) parts: u64,
 }
 
 /// The clear part of a checkpoint; its frames hold items.
@@ -256,21 +357,21 @@ pub(super) struct CheckpointMessage {
     pub(super) last_epoch: u64,
 }
 
-fn span(span: RecordSpan) -> SpanMessage {
+pub(super) fn span(span: RecordSpan) -> SpanMessage {
     SpanMessage {
         start: span.start.0,
         end: span.end.0,
     }
 }
 
-fn read_span(message: &SpanMessage) -> RecordSpan {
+pub(super) fn read_span(message: &SpanMessage) -> RecordSpan {
     RecordSpan {
         start: Position(message.start),
         end: Position(message.end),
     }
 }
 
-fn object_ref(object: &ObjectRef) -> ObjectRefMessage {
+pub(super) fn object_ref(object: &ObjectRef) -> ObjectRefMessage {
     ObjectRefMessage {
         lineage: Bytes::copy_from_slice(&object.lineage.0),
         object: Bytes::copy_from_slice(&object.object.0),
@@ -279,7 +380,7 @@ fn object_ref(object: &ObjectRef) -> ObjectRefMessage {
     }
 }
 
-fn read_ref(message: &ObjectRefMessage) -> Option<ObjectRef> {
+pub(super) fn read_ref(message: &ObjectRefMessage) -> Option<ObjectRef> {
     Some(ObjectRef {
         lineage: LineageId::from_slice(&message.lineage)?,
         object: ObjectId::from_slice(&message.object)?,
@@ -310,14 +411,28 @@ pub(super) fn read_holder(message: HolderMessage) -> Holder {
     }
 }
 
+impl OpenedMessage {
+    pub(super) fn of(opened: &Opened) -> Self {
+        Self {
+            epoch: opened.epoch,
+            log_unit: opened.log_unit,
+            holder: Some(holder(&opened.holder)),
+        }
+    }
+
+    pub(super) fn read(self) -> Option<Opened> {
+        Some(Opened {
+            epoch: self.epoch,
+            log_unit: self.log_unit,
+            holder: read_holder(self.holder?),
+        })
+    }
+}
+
 /// The bytes of a body.
 pub(super) fn encode(body: &EntryBody) -> Bytes {
     let kind = match body.clone() {
-        EntryBody::Opened(b) => BodyKind::Opened(OpenedMessage {
-            epoch: b.epoch,
-            log_unit: b.log_unit,
-            holder: Some(holder(&b.holder)),
-        }),
+        EntryBody::Opened(b) => BodyKind::Opened(OpenedMessage::of(&b)),
         EntryBody::Closed(b) => BodyKind::Closed(ClosedMessage { epoch: b.epoch }),
         EntryBody::LogPiece(b) => BodyKind::LogPiece(LogPieceMessage {
             branch: b.branch.0,
@@ -398,11 +513,7 @@ pub(super) fn decode(bytes: Bytes) -> Result<EntryBody, BadBody> {
 
 fn read_kind(kind: BodyKind) -> Option<EntryBody> {
     Some(match kind {
-        BodyKind::Opened(m) => EntryBody::Opened(Opened {
-            epoch: m.epoch,
-            log_unit: m.log_unit,
-            holder: read_holder(m.holder?),
-        }),
+        BodyKind::Opened(m) => EntryBody::Opened(m.read()?),
         BodyKind::Closed(m) => EntryBody::Closed(Closed { epoch: m.epoch }),
         BodyKind::LogPiece(m) => EntryBody::LogPiece(LogPiece {
             branch: Branch(m.branch),

@@ -1,4 +1,5 @@
-//! The ledger of a lineage: which objects count, in one order, from one writer at a time.
+//! The ledger of a lineage: which objects count, in one order, from one writer at a time. And beside it its
+//! maintenance, in one order, from one maintainer at a time.
 //!
 //! Who owns it: the writer of the highest epoch. What survives a crash: every entry that was reported
 //! as committed. The order of writes: epoch, then the fence, then entries, each only after the one
@@ -6,15 +7,20 @@
 //! newer epoch after its next create, and reports nothing any more. The protocol is modelled in
 //! `specs/ledger` and told in `docs/formats/ledger.md`.
 
+mod baseline;
 mod body;
 mod epoch;
 mod floor;
 mod fold;
 mod holder;
 mod inspect;
+mod maintainer;
+mod maintenance;
 mod message;
 mod protocol;
 mod read;
+mod remove;
+mod summary;
 mod write;
 
 use std::sync::Arc;
@@ -28,10 +34,14 @@ pub use body::{
     BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Names, Opened, PartialBaseBackup,
     Retired, Settled,
 };
-pub use floor::raise_floor;
 pub use fold::EpochSummary;
 pub use holder::{Decision, Holder, Presence, SILENCE_MAX, decide};
-pub(crate) use inspect::{inspect_body, inspect_checkpoint, inspect_epoch, inspect_floor};
+pub(crate) use inspect::{
+    inspect_baseline, inspect_body, inspect_checkpoint, inspect_epoch, inspect_floor,
+    inspect_maintenance,
+};
+pub use maintainer::Maintainer;
+pub use maintenance::{FloorPlanned, LogMerged, MaintenanceBody, Removed};
 pub use read::LedgerReader;
 pub use write::{Committed, LedgerWriter, Opening};
 
@@ -76,6 +86,15 @@ pub(crate) struct Context {
     pub(crate) without: Option<Rule>,
 }
 
+/// One of the two rows of numbered, chained entries of a lineage. Each has epochs of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// What the source's writer says.
+    Ledger,
+    /// What the maintainer says.
+    Maintenance,
+}
+
 /// The rules of the protocol that a simulation can leave out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rule {
@@ -87,6 +106,18 @@ pub(crate) enum Rule {
     WriteId,
     /// Append an entry of one's own before anything else.
     Fence,
+    /// Read the maintenance before the end of the ledger.
+    MaintenanceFirst,
+    /// A floor comes with what the entries below it add up to.
+    Baseline,
+    /// Keep maintenance entries that speak of ledger entries at or above the floor.
+    KeepReferences,
+    /// Wait until a floor is as old as the grace period before anything below it is removed.
+    Grace,
+    /// Tell how old it is by the store's clock.
+    StoreClock,
+    /// Keep what the baseline of the floor names.
+    NamedByBaseline,
 }
 
 impl Context {
@@ -101,12 +132,15 @@ impl Context {
         true
     }
 
-    fn track(&self) -> Track {
+    fn track(&self, role: Role) -> Track {
         Track {
             store: self.store.clone(),
             keys: self.keys.clone(),
             owner: self.lineage.0,
-            name: TrackName::Ledger(self.lineage),
+            name: match role {
+                Role::Ledger => TrackName::Ledger(self.lineage),
+                Role::Maintenance => TrackName::Maintenance(self.lineage),
+            },
             entries_per_recap: self.shape.recap,
         }
     }

@@ -165,6 +165,7 @@ async fn live(context: Context, witness: Shared, random: Arc<Chance>) -> Result<
             let read = writer
                 .reader()
                 .fold
+                .ledger
                 .block
                 .iter()
                 .find(|item| item.head.number == *number);
@@ -272,6 +273,7 @@ fn check_reading(reader: &LedgerReader, before: &BTreeMap<u64, ([u8; 32], u64)>)
         }
         let kept = reader
             .fold
+            .ledger
             .block
             .iter()
             .find(|item| item.head.number == *number);
@@ -357,7 +359,7 @@ async fn check(clean: Context, witness: &Shared) -> Witness {
     }
     let floor = clean.floor(Floor::NONE).await.expect("the floor reads");
     let committed = witness.lock().unwrap().committed.clone();
-    let track = clean.track();
+    let track = clean.track(Role::Ledger);
     for (number, (digest, _)) in committed.range(floor.lowest..) {
         let entry = track.read(*number).await.expect("an entry reads");
         let entry = entry.unwrap_or_else(|| panic!("entry {number} was committed and is lost"));

@@ -269,7 +269,7 @@ async fn a_zombie_between_create_and_probe_commits_nothing() {
         .await
         .unwrap();
     let new = context(store.clone(), 2);
-    assert_eq!(new.take_epoch(&opening()).await.unwrap(), 2);
+    assert_eq!(new.take_epoch(Role::Ledger, &opening()).await.unwrap(), 2);
     let error = old.append(&piece(0, 1), Vec::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fenced);
     // Its entry was not reported, but it is there, and whoever opens next takes it in.
@@ -493,7 +493,7 @@ async fn presence_tells_who_writes_and_who_has_stopped() {
     assert!(reader.presence().await.unwrap().unwrap().closed);
     // An epoch that was taken and has no entry yet is a sign of life, too.
     context(store.clone(), 4)
-        .take_epoch(&opening())
+        .take_epoch(Role::Ledger, &opening())
         .await
         .unwrap();
     let presence = reader.presence().await.unwrap().unwrap();
@@ -555,9 +555,11 @@ async fn a_floor_is_raised_to_boundaries_that_exist_and_never_falls() {
         .unwrap();
     let reader = LedgerReader::load(context.clone()).await.unwrap();
     assert_eq!(reader.head(), writer.reader().head());
-    assert_eq!(reader.state().pieces.first().unwrap().entry, 17);
-    // The checkpoint that the floor stands on is needed, and its loss is named.
-    let anchor = layout::checkpoint(context.lineage, 2);
+    // What the removed entries said is in the baseline.
+    assert_eq!(reader.state(), writer.state());
+    // That is needed, and its loss is named.
+    let anchor = reader.floor.baseline.unwrap();
+    let anchor = layout::baseline(context.lineage, anchor.object);
     context.store.delete(&anchor).await.unwrap();
     let error = LedgerReader::load(context).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Damaged);

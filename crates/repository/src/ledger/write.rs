@@ -5,10 +5,12 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::body::{Closed, EntryBody, Opened};
+use super::fold::Half;
 use super::holder::Holder;
+use super::maintenance::MaintenanceBody;
 use super::message::{self, CheckpointMessage};
 use super::protocol::{Intent, OnExists, fence_holds, on_exists};
-use super::{Context, LedgerReader, RESTARTS_MAX, Rule};
+use super::{Context, LedgerReader, RESTARTS_MAX, Role, Rule, maintenance};
 use crate::numbered::{EntryHead, FRAME_BODY, FRAME_RECAP, NewEntry, encode_items};
 use crate::object::{
     Compression, FrameKind, HeadDigest, ObjectBuilder, ObjectKind, PreparedFrame, SealedObject,
@@ -53,6 +55,7 @@ pub struct Committed {
 
 /// The one writer of a lineage, as long as no newer epoch is taken.
 pub struct LedgerWriter {
+    role: Role,
     reader: LedgerReader,
     opening: Opening,
     epoch: u64,
@@ -73,9 +76,15 @@ impl LedgerWriter {
     /// Fenced where a newer writer has opened meanwhile; unreachable where the store gave no answer,
     /// after which the attempt leaves at most an epoch and a fence that nobody owns.
     pub(crate) async fn open(context: Context, opening: Opening) -> Result<Self> {
-        let epoch = context.take_epoch(&opening).await?;
+        Self::open_as(Role::Ledger, context, opening).await
+    }
+
+    /// The same of either row of entries.
+    pub(super) async fn open_as(role: Role, context: Context, opening: Opening) -> Result<Self> {
+        let epoch = context.take_epoch(role, &opening).await?;
         let reader = LedgerReader::load(context).await?;
         let mut writer = Self {
+            role,
             reader,
             opening,
             epoch,
@@ -109,7 +118,7 @@ impl LedgerWriter {
     /// When the last entry was written, by its writer's clock: a writer with nothing to say appends
     /// before this is [`super::SILENCE_MAX`] ago.
     pub fn last_sign(&self) -> Option<Timestamp> {
-        self.reader.fold.last_recorded_at
+        self.half().last_recorded_at
     }
 
     /// Whether the fate of an entry is open; [`Self::resume`] settles it.
@@ -127,6 +136,20 @@ impl LedgerWriter {
     pub async fn append(
         &mut self,
         body: &EntryBody,
+        frames: Vec<PreparedFrame>,
+    ) -> Result<Committed> {
+        self.append_encoded(message::encode(body), frames).await
+    }
+
+    /// Appends an entry to the maintenance of the lineage.
+    pub(super) async fn maintain(&mut self, body: &MaintenanceBody) -> Result<Committed> {
+        let body = maintenance::encode(body);
+        self.append_encoded(body, Vec::new()).await
+    }
+
+    async fn append_encoded(
+        &mut self,
+        body: Bytes,
         frames: Vec<PreparedFrame>,
     ) -> Result<Committed> {
         self.refuse_if_fenced()?;
@@ -153,9 +176,12 @@ impl LedgerWriter {
     /// Says that this writer stops, so that the next one need not wait out its silence.
     pub async fn close(mut self) -> Result<()> {
         self.resume().await?;
-        let epoch = self.epoch;
-        self.append(&EntryBody::Closed(Closed { epoch }), Vec::new())
-            .await?;
+        let closed = Closed { epoch: self.epoch };
+        let body = match self.role {
+            Role::Ledger => message::encode(&EntryBody::Closed(closed)),
+            Role::Maintenance => maintenance::encode(&MaintenanceBody::Closed(closed)),
+        };
+        self.append_encoded(body, Vec::new()).await?;
         Ok(())
     }
 
@@ -190,8 +216,67 @@ impl LedgerWriter {
         self.probe().await
     }
 
-    fn context(&self) -> &Context {
+    /// Reads what was appended to the other row since, so that what this writer knows stays small and names
+    /// only what is there; where the floor has risen far, all from there on.
+    ///
+    /// # Errors
+    /// Fenced where a newer writer has appended meanwhile.
+    pub async fn refresh(&mut self) -> Result<()> {
+        self.refuse_if_fenced()?;
+        if self.pending.is_some() {
+            return Ok(());
+        }
+        self.reader.refresh().await?;
+        let newest = self.half().chain.epoch;
+        if newest > self.epoch {
+            return Err(self.fenced(newest));
+        }
+        Ok(())
+    }
+
+    /// Takes over what `reader`, once a clone of [`Self::reader`], has read since without holding this
+    /// writer up; true where that was possible. What was appended meanwhile is added to it.
+    ///
+    /// # Errors
+    /// Fenced where a newer writer has appended meanwhile.
+    pub fn adopt(&mut self, mut reader: LedgerReader) -> Result<bool> {
+        self.refuse_if_fenced()?;
+        let newest = reader.half(self.role).chain.epoch;
+        if newest > self.epoch {
+            return Err(self.fenced(newest));
+        }
+        let head = reader.half(self.role).chain.head;
+        for item in self
+            .half()
+            .block
+            .iter()
+            .filter(|item| item.head.number > head)
+        {
+            if reader.fold.apply(self.role, item.clone()).is_err() {
+                return Ok(false);
+            }
+        }
+        let same = reader.half(self.role).chain == self.half().chain;
+        if same {
+            self.reader = reader;
+        }
+        Ok(same)
+    }
+
+    pub(super) fn reader_mut(&mut self) -> &mut LedgerReader {
+        &mut self.reader
+    }
+
+    pub(super) fn context(&self) -> &Context {
         &self.reader.context
+    }
+
+    fn half(&self) -> &Half {
+        self.reader.half(self.role)
+    }
+
+    fn entry_name(&self, number: u64) -> String {
+        self.role.entry(self.context().lineage, number)
     }
 
     fn refuse_if_fenced(&self) -> Result<()> {
@@ -215,21 +300,21 @@ impl LedgerWriter {
     }
 
     /// Seals the next entry and makes it the pending one.
-    async fn prepare(&mut self, body: &EntryBody, frames: Vec<PreparedFrame>) -> Result<()> {
+    async fn prepare(&mut self, body: Bytes, frames: Vec<PreparedFrame>) -> Result<()> {
         let reserved = |kind: FrameKind| kind == FRAME_BODY || kind == FRAME_RECAP;
         if frames.iter().any(|frame| reserved(frame.kind())) {
             return Err(Error::Bug {
                 what: "a frame of an entry has a kind that the ledger keeps for itself".to_owned(),
             });
         }
-        let body = message::encode(body);
         if body.len() > BODY_BYTES_MAX {
             return Err(Error::Bug {
                 what: format!("a ledger entry's body has {} bytes", body.len()),
             });
         }
         let context = self.context();
-        let (chain, entropy) = (&self.reader.fold.chain, context.entropy.as_ref());
+        let (half, entropy) = (self.half(), context.entropy.as_ref());
+        let chain = &half.chain;
         let head = EntryHead {
             owner: context.lineage.0,
             number: chain.head + 1,
@@ -239,12 +324,12 @@ impl LedgerWriter {
             recorded_at: context.clock.now(),
             read_back: self.read_back,
         };
-        let (id, track) = (ObjectId::random(entropy), context.track());
+        let (id, track) = (ObjectId::random(entropy), context.track(self.role));
         let frame_bytes: u64 = frames.iter().map(PreparedFrame::stored_len).sum();
         let recapped = if head.number.is_multiple_of(context.shape.recap) {
-            let recent = self.reader.fold.block.len() as u64;
+            let recent = half.block.len() as u64;
             let from = recent.saturating_sub(context.shape.recap - 1);
-            self.reader.fold.block[from as usize..].to_vec()
+            half.block[from as usize..].to_vec()
         } else {
             Vec::new()
         };
@@ -276,7 +361,7 @@ impl LedgerWriter {
                 // Another's entry after this writer's fence: only its own removed place can hold one.
                 self.probe().await?;
                 return Err(Error::damaged(
-                    layout::entry(self.context().lineage, entry.item.head.number),
+                    self.entry_name(entry.item.head.number),
                     "it was written by an older writer after it had been superseded",
                 ));
             }
@@ -292,7 +377,7 @@ impl LedgerWriter {
             recorded_at: entry.item.head.recorded_at,
             stored_bytes: entry.item.object_len,
         };
-        self.reader.fold.apply(entry.item)?;
+        self.reader.fold.apply(self.role, entry.item)?;
         self.pending = None;
         Ok(committed)
     }
@@ -300,7 +385,7 @@ impl LedgerWriter {
     /// Creates an entry; `None` where it is new, else what to do about the one that is there.
     async fn create(&self, entry: &NewEntry, fence: bool) -> Result<Option<OnExists>> {
         let number = entry.item.head.number;
-        let name = layout::entry(self.context().lineage, number);
+        let name = self.entry_name(number);
         let created = self
             .context()
             .create_patiently(&name, &entry.object.bytes)
@@ -308,7 +393,7 @@ impl LedgerWriter {
         if created == Created::New || !self.context().keeps(Rule::WriteId) {
             return Ok(None);
         }
-        let Some(found) = self.context().track().read(number).await? else {
+        let Some(found) = self.context().track(self.role).read(number).await? else {
             // Removed since: the floor has moved past it, so this writer's view is old.
             return Ok(Some(OnExists::ReadAgain));
         };
@@ -328,7 +413,7 @@ impl LedgerWriter {
             return Ok(());
         }
         let next = self.epoch + 1;
-        let name = layout::epoch(self.context().lineage, next);
+        let name = self.role.epoch(self.context().lineage, next);
         let mut attempt = 1;
         loop {
             match self.context().store.stat(&name).await {
@@ -346,24 +431,28 @@ impl LedgerWriter {
 
     /// Appends this writer's first entry after everything there is.
     async fn fence(&mut self) -> Result<()> {
-        let body = EntryBody::Opened(Opened {
+        let opened = Opened {
             epoch: self.epoch,
             log_unit: self.opening.log_unit,
             holder: self.opening.holder.clone(),
-        });
+        };
+        let body = match self.role {
+            Role::Ledger => message::encode(&EntryBody::Opened(opened)),
+            Role::Maintenance => maintenance::encode(&MaintenanceBody::Opened(opened)),
+        };
         let (mut adoptions, mut restarts) = (0, 0);
         while adoptions <= ADOPTIONS_MAX && restarts <= RESTARTS_MAX {
-            let newest = self.reader.fold.chain.epoch;
+            let newest = self.half().chain.epoch;
             if newest > self.epoch {
                 return Err(self.fenced(newest));
             }
             self.checkpoint().await?;
-            self.prepare(&body, Vec::new()).await?;
+            self.prepare(body.clone(), Vec::new()).await?;
             let entry = self.pending.clone().expect("an entry was just prepared");
             match self.create(&entry, true).await? {
                 None | Some(OnExists::Own) => {
                     let floor = self.context().floor(self.reader.floor).await?;
-                    if fence_holds(entry.item.head.number, floor.lowest) {
+                    if fence_holds(entry.item.head.number, floor.lowest_of(self.role)) {
                         self.probe().await?;
                         self.commit(entry)?;
                         return Ok(());
@@ -390,11 +479,14 @@ impl LedgerWriter {
     /// checkpoints have no holes and readers need not look for them.
     async fn checkpoint(&mut self) -> Result<()> {
         let context = self.context();
-        let (head, size) = (self.reader.fold.chain.head, context.shape.checkpoint);
+        let (head, size) = (self.half().chain.head, context.shape.checkpoint);
+        if self.role == Role::Maintenance {
+            return Ok(());
+        }
         if head == 0 || !head.is_multiple_of(size) || self.checkpointed == head {
             return Ok(());
         }
-        if self.reader.fold.block.len() as u64 == size {
+        if self.half().block.len() as u64 == size {
             let name = layout::checkpoint(context.lineage, head / size);
             let object = self.seal_checkpoint(head / size);
             // One that exists says the same: its content follows from the entries.
@@ -405,7 +497,7 @@ impl LedgerWriter {
     }
 
     fn seal_checkpoint(&self, number: u64) -> SealedObject {
-        let (context, chain) = (self.context(), &self.reader.fold.chain);
+        let (context, chain) = (self.context(), &self.half().chain);
         let clear = CheckpointMessage {
             lineage: Bytes::copy_from_slice(&context.lineage.0),
             number,
@@ -418,7 +510,7 @@ impl LedgerWriter {
         let mut builder = ObjectBuilder::new(ObjectKind::Checkpoint, id, Some(key));
         builder.clear(clear.encode_to_vec());
         builder.push_frame(1, Compression::None, &[]);
-        let mut items = self.reader.fold.block.as_slice();
+        let mut items = self.half().block.as_slice();
         while !items.is_empty() {
             let mut bytes = 0;
             let fitting = items.iter().take_while(|item| {

@@ -5,6 +5,7 @@
 //! LineageState ── pieces_of ──> LogReader ──> bytes, without a break
 //! ```
 
+pub mod merged;
 pub mod names;
 pub mod piece;
 pub mod reader;
@@ -13,6 +14,7 @@ pub mod time_map;
 #[cfg(test)]
 mod tests;
 
+pub use merged::Part;
 pub use names::{prepare_names, read_names};
 pub use piece::{LogBytes, PieceIdentity, StoredPiece, prepare_piece, read_back};
 pub use reader::{LogReader, TimeMaps, pieces_of};

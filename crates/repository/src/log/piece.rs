@@ -1,4 +1,5 @@
-//! A log piece within its ledger entry: the time map, the engine's index, and the bytes.
+//! A log piece within its ledger entry, or merged with its neighbours: the time map, the engine's index,
+//! and the bytes.
 //!
 //! Each frame begins with the same header, so that no frame of another piece can pass for it:
 //!
@@ -16,15 +17,15 @@ use borealis_base::{Branch, LineageId, Position, TimeStep};
 use borealis_keys::DataKeys;
 use bytes::Bytes;
 
+use super::merged::{FRAME_PART_INDEXES, FRAME_PARTS, Part, decode_parts, groups};
 use super::time_map::{decode_steps, encode_steps};
 use crate::object::{
-    Compression, FrameKind, ObjectHead, ObjectKind, ObjectView, PreparedFrame, fetch_frames,
-    fetch_head_with,
+    Compression, FrameKind, ObjectHead, ObjectView, PreparedFrame, fetch_frames, fetch_head_with,
 };
 use crate::plan::PieceSummary;
 use crate::store::Store;
 use crate::wire::Malformed;
-use crate::{Error, Result, layout};
+use crate::{Error, Result};
 
 /// Frame of the time map.
 pub const FRAME_TIME_MAP: FrameKind = 16;
@@ -61,7 +62,7 @@ impl PieceIdentity {
     }
 
     /// A frame of `content`, laid out in `plain`, which serves one frame after the other.
-    pub(super) fn frame(
+    pub(crate) fn frame(
         &self,
         kind: FrameKind,
         compression: Compression,
@@ -117,22 +118,22 @@ pub struct StoredPiece {
     store: Arc<dyn Store>,
     keys: Arc<DataKeys>,
     identity: PieceIdentity,
-    end: Position,
+    piece: PieceSummary,
     head: Arc<ObjectHead>,
     known: Bytes,
     log_frames: Range<u32>,
 }
 
 impl StoredPiece {
-    /// Reads the head of the entry that holds `piece`.
+    /// Reads the head of the object that holds `piece`.
     pub async fn open(
         store: &Arc<dyn Store>,
         keys: &Arc<DataKeys>,
         lineage: LineageId,
         piece: &PieceSummary,
     ) -> Result<Self> {
-        let name = layout::entry(lineage, piece.entry);
-        let (head, known) = fetch_head_with(&**store, keys, &name, ObjectKind::LedgerEntry)
+        let name = piece.object_name(lineage);
+        let (head, known) = fetch_head_with(&**store, keys, &name, piece.object_kind())
             .await
             .map_err(|error| error.named_by("the ledger"))?;
         check_entry(&head, piece)?;
@@ -146,14 +147,14 @@ impl StoredPiece {
             store: Arc::clone(store),
             keys: Arc::clone(keys),
             identity,
-            end: piece.end,
+            piece: piece.clone(),
             head: Arc::new(head),
             known,
             log_frames,
         })
     }
 
-    /// The entry's head.
+    /// The object's head.
     pub fn head(&self) -> &Arc<ObjectHead> {
         &self.head
     }
@@ -164,9 +165,90 @@ impl StoredPiece {
         decode_steps(&content).map_err(|error| self.head.damaged(error.to_string()))
     }
 
-    /// The engine's index.
-    pub async fn index(&self) -> Result<Bytes> {
-        self.single(FRAME_LOG_INDEX, "log index").await
+    /// What it is made of: itself, or the pieces that were merged.
+    pub async fn parts(&self) -> Result<Vec<Part>> {
+        if self.piece.merged.is_some() {
+            let content = self.single(FRAME_PARTS, "list of parts").await?;
+            return decode_parts(&content, self.piece.start, self.piece.end)
+                .map_err(|error| self.head.damaged(error.to_string()));
+        }
+        let mut frames = self.head.frames_of(FRAME_LOG_INDEX);
+        let frame = frames.next().map(|number| self.head.frame(number));
+        let plain_len = frame.transpose()?.map_or(0, |frame| frame.plain_len);
+        Ok(vec![Part {
+            entry: self.piece.entry,
+            start: self.piece.start,
+            end: self.piece.end,
+            recorded_at: self.piece.recorded_at,
+            engine: self.piece.engine.clone(),
+            index_len: plain_len.saturating_sub(HEADER_BYTES as u32),
+        }])
+    }
+
+    /// The engine's indexes of the parts that hold some of `[from, to)`, in order.
+    pub async fn indexes(&self, from: Position, to: Position) -> Result<Vec<Bytes>> {
+        if self.piece.merged.is_none() {
+            return Ok(vec![self.single(FRAME_LOG_INDEX, "log index").await?]);
+        }
+        let parts = self.parts().await?;
+        let wanted = |part: &Part| part.start < to && from < part.end;
+        self.part_indexes(&parts, wanted).await
+    }
+
+    /// The engine's index of the last part.
+    pub async fn last_index(&self) -> Result<Bytes> {
+        let end = self.piece.end;
+        let mut indexes = self.indexes(Position(end.0.saturating_sub(1)), end).await?;
+        let last = indexes.pop();
+        last.ok_or_else(|| {
+            self.head
+                .damaged("it does not hold the index of its last part")
+        })
+    }
+
+    /// The indexes of those of `parts`, which are all there are, that are `wanted`.
+    pub async fn part_indexes(
+        &self,
+        parts: &[Part],
+        wanted: impl Fn(&Part) -> bool,
+    ) -> Result<Vec<Bytes>> {
+        if self.piece.merged.is_none() {
+            if !parts.iter().any(wanted) {
+                return Ok(Vec::new());
+            }
+            return Ok(vec![self.single(FRAME_LOG_INDEX, "log index").await?]);
+        }
+        let numbers: Vec<u32> = self.head.frames_of(FRAME_PART_INDEXES).collect();
+        let lens = parts.iter().map(|part| part.index_len as usize);
+        let groups: Vec<Range<usize>> = groups(lens).collect();
+        if numbers.len() != groups.len() {
+            return Err(self.head.damaged("its indexes are not those of its parts"));
+        }
+        let mut out = Vec::new();
+        for (number, group) in numbers.into_iter().zip(groups) {
+            let parts = parts.get(group).unwrap_or_default();
+            if !parts.iter().any(&wanted) {
+                continue;
+            }
+            let range = number..number + 1;
+            let stored = fetch_frames(&*self.store, &self.head, &self.known, range).await?;
+            let plain = self.head.open_frame(&self.keys, number, &stored)?;
+            let mut content = self.content(number, &plain)?;
+            let total: usize = parts.iter().map(|part| part.index_len as usize).sum();
+            if content.len() != total {
+                return Err(self.head.damaged(format!(
+                    "frame {number} holds {} bytes of indexes, and its parts say {total}",
+                    content.len()
+                )));
+            }
+            for part in parts {
+                let index = content.split_to(part.index_len as usize);
+                if wanted(part) {
+                    out.push(index);
+                }
+            }
+        }
+        Ok(out)
     }
 
     async fn single(&self, kind: FrameKind, what: &str) -> Result<Bytes> {
@@ -186,10 +268,10 @@ impl StoredPiece {
 
     /// The bytes `[from, to)`, frame by frame. Fetches the frames that hold them with one get.
     pub async fn log(&self, from: Position, to: Position) -> Result<Vec<LogBytes>> {
-        if from < self.identity.start || to > self.end || from > to {
+        if from < self.identity.start || to > self.piece.end || from > to {
             let what = format!(
                 "log {from} to {to} asked of a piece {} to {}",
-                self.identity.start, self.end
+                self.identity.start, self.piece.end
             );
             return Err(Error::Bug { what });
         }
@@ -249,13 +331,13 @@ pub async fn read_back(
     lineage: LineageId,
     piece: &PieceSummary,
 ) -> Result<()> {
-    let name = layout::entry(lineage, piece.entry);
+    let name = piece.object_name(lineage);
     let bytes =
         (store.read(&name).await).map_err(|error| Error::from(error).named_by("the ledger"))?;
     let (keys, piece) = (Arc::clone(keys), piece.clone());
     crate::pages::pack::blocking(move || {
         let view = ObjectView::parse(&name, bytes)?;
-        view.head().expect_kind(ObjectKind::LedgerEntry)?;
+        view.head().expect_kind(piece.object_kind())?;
         check_entry(view.head(), &piece)?;
         view.authenticate(&keys)
     })
@@ -278,7 +360,7 @@ pub(crate) fn content(
     }
 }
 
-/// Checks that the entry is the one that the ledger's chain holds.
+/// Checks that the object is the one that the ledger names.
 pub(crate) fn check_entry(head: &ObjectHead, piece: &PieceSummary) -> Result<()> {
     if head.digest() == piece.head_digest && head.object_len() == piece.stored_bytes {
         return Ok(());

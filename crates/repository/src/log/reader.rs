@@ -6,16 +6,20 @@ use async_trait::async_trait;
 use borealis_base::{Branch, LineageId, Position, TimeStep};
 use borealis_keys::DataKeys;
 use futures::{Stream, StreamExt, TryStreamExt};
+use tokio::sync::OnceCell;
 
-use super::piece::{LogBytes, StoredPiece};
+use super::piece::{LOG_FRAME_BYTES, LogBytes, StoredPiece};
 use crate::catalog::Lineage;
 use crate::plan::restore::choose_pieces;
 use crate::plan::{Coverage, LineageState, PieceRange, PieceSummary};
 use crate::store::Store;
 use crate::{Error, Result};
 
-/// Pieces fetched ahead at most. Memory of a reader: this many pieces.
+/// Stretches of log fetched ahead at most. Memory of a reader: this many, each of at most a piece and of
+/// merged log of at most [`STRETCH_BYTES_MAX`].
 pub const PREFETCH_MAX: usize = 16;
+/// Bytes of merged log fetched with one get.
+const STRETCH_BYTES_MAX: u64 = 16 * LOG_FRAME_BYTES as u64;
 
 /// Reads the log of one lineage.
 #[derive(Clone)]
@@ -68,6 +72,37 @@ pub fn pieces_of(
     })
 }
 
+/// A piece whose head is read once, however many stretches are.
+struct Opened {
+    piece: PieceSummary,
+    stored: OnceCell<StoredPiece>,
+}
+
+/// Cuts what is wanted of a piece into stretches, at frames.
+fn stretches(part: PieceRange) -> impl Iterator<Item = (Arc<Opened>, Position, Position)> {
+    let PieceRange { piece, from, to } = part;
+    let (start, bytes) = (piece.start, STRETCH_BYTES_MAX);
+    let (first, last) = if piece.merged.is_some() {
+        (from.since(start) / bytes, to.since(start).div_ceil(bytes))
+    } else {
+        (0, 1)
+    };
+    let whole = piece.merged.is_none();
+    let opened = Arc::new(Opened {
+        piece,
+        stored: OnceCell::new(),
+    });
+    (first..last).map(move |number| {
+        let cut = |number: u64| start.plus(number * bytes);
+        let (low, high) = if whole {
+            (from, to)
+        } else {
+            (from.max(cut(number)), to.min(cut(number + 1)))
+        };
+        (Arc::clone(&opened), low, high)
+    })
+}
+
 impl LogReader {
     /// A reader of the log of `lineage`.
     pub fn new(store: Arc<dyn Store>, keys: Arc<DataKeys>, lineage: LineageId) -> Self {
@@ -92,7 +127,7 @@ impl LogReader {
         StoredPiece::open(&self.store, &self.keys, self.lineage, piece).await
     }
 
-    /// Streams `[from, to)` along the path of `branch`, `prefetch` pieces (at most [`PREFETCH_MAX`]) ahead.
+    /// Streams `[from, to)` along the path of `branch`, `prefetch` stretches (at most [`PREFETCH_MAX`]) ahead.
     pub fn read(
         &self,
         state: &LineageState,
@@ -111,15 +146,14 @@ impl LogReader {
         prefetch: usize,
     ) -> impl Stream<Item = Result<LogBytes>> + Send + use<> {
         let reader = self.clone();
-        futures::stream::iter(pieces)
-            .map(move |part| {
+        futures::stream::iter(pieces.into_iter().flat_map(stretches))
+            .map(move |(opened, from, to)| {
                 let reader = reader.clone();
                 async move {
-                    reader
-                        .piece(&part.piece)
-                        .await?
-                        .log(part.from, part.to)
-                        .await
+                    let piece = opened
+                        .stored
+                        .get_or_try_init(|| reader.piece(&opened.piece));
+                    piece.await?.log(from, to).await
                 }
             })
             .buffered(prefetch.clamp(1, PREFETCH_MAX))

@@ -102,6 +102,7 @@ impl World {
             stored_bytes: sealed.bytes.len() as u64,
             head_digest: sealed.head_digest,
             engine: None,
+            merged: None,
         });
     }
 
@@ -169,7 +170,7 @@ async fn time_map_and_index_are_read_back() {
     let world = World::new(&[5_000, 9_000]);
     let piece = world.reader().piece(&world.state.pieces[1]).await.unwrap();
     assert_eq!(piece.time_steps().await.unwrap(), steps(9_000));
-    assert_eq!(piece.index().await.unwrap().as_ref(), b"index");
+    assert_eq!(piece.last_index().await.unwrap().as_ref(), b"index");
 }
 
 #[tokio::test]
@@ -200,7 +201,10 @@ async fn a_piece_swapped_with_another_valid_one_is_refused() {
         piece.time_steps().await.unwrap_err().kind(),
         ErrorKind::Damaged
     );
-    assert_eq!(piece.index().await.unwrap_err().kind(), ErrorKind::Damaged);
+    assert_eq!(
+        piece.last_index().await.unwrap_err().kind(),
+        ErrorKind::Damaged
+    );
     assert_eq!(
         world.read(0, 1_000).await.unwrap_err().kind(),
         ErrorKind::Damaged

@@ -28,6 +28,7 @@ const LEVEL: Compression = Compression::Zstd(1);
 pub(crate) enum TrackName {
     Catalog,
     Ledger(LineageId),
+    Maintenance(LineageId),
     Pins(LineageId),
     Drills(LineageId),
     Scrubs(LineageId),
@@ -38,6 +39,7 @@ impl TrackName {
         match self {
             Self::Catalog => layout::catalog(n),
             Self::Ledger(lineage) => layout::entry(lineage, n),
+            Self::Maintenance(lineage) => layout::maintenance_entry(lineage, n),
             Self::Pins(lineage) => layout::pin(lineage, n),
             Self::Drills(lineage) => layout::drill(lineage, n),
             Self::Scrubs(lineage) => layout::scrub(lineage, n),
@@ -48,6 +50,7 @@ impl TrackName {
         match self {
             Self::Catalog => ObjectKind::CatalogEntry,
             Self::Ledger(_) => ObjectKind::LedgerEntry,
+            Self::Maintenance(_) => ObjectKind::MaintenanceEntry,
             Self::Pins(_) => ObjectKind::Pin,
             Self::Drills(_) => ObjectKind::Drill,
             Self::Scrubs(_) => ObjectKind::Scrub,

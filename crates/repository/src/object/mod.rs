@@ -68,11 +68,17 @@ pub enum ObjectKind {
     Drill,
     /// An entry of a lineage's log of scrubs.
     Scrub,
+    /// An entry of a lineage's maintenance.
+    MaintenanceEntry,
+    /// Log pieces, merged.
+    Log,
+    /// What the entries below a floor add up to.
+    Baseline,
 }
 
 impl ObjectKind {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::Descriptor,
         Self::KeyRing,
         Self::CatalogEntry,
@@ -85,6 +91,9 @@ impl ObjectKind {
         Self::Manifest,
         Self::Drill,
         Self::Scrub,
+        Self::MaintenanceEntry,
+        Self::Log,
+        Self::Baseline,
     ];
 
     /// Its number in the format.
@@ -102,6 +111,9 @@ impl ObjectKind {
             Self::Manifest => 10,
             Self::Drill => 21,
             Self::Scrub => 22,
+            Self::MaintenanceEntry => 11,
+            Self::Log => 12,
+            Self::Baseline => 13,
         }
     }
 
@@ -125,6 +137,9 @@ impl ObjectKind {
             Self::Manifest => "manifest",
             Self::Drill => "drill",
             Self::Scrub => "scrub",
+            Self::MaintenanceEntry => "maintenance entry",
+            Self::Log => "merged log",
+            Self::Baseline => "baseline",
         }
     }
 

@@ -152,7 +152,7 @@ pub fn prepare_pages(
 ///
 /// # Errors
 /// Damaged where the store gives back other bytes than it was given.
-pub(super) async fn put_and_read_back(
+pub(crate) async fn put_and_read_back(
     target: &PackTarget,
     name: &str,
     sealed: &SealedObject,

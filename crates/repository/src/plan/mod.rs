@@ -28,7 +28,7 @@ pub use resolve::{
 pub use restore::{LogRange, PieceRange, RestorePlan, plan_restore, plan_to, what_a_pin_needs};
 pub use settlement::{Settlement, settlements};
 pub use state::{
-    BaseBackupSummary, BranchSummary, GapSummary, LineageState, NamesSummary, ObjectRef,
+    BaseBackupSummary, BranchSummary, GapSummary, LineageState, Merged, NamesSummary, ObjectRef,
     PartialSummary, PieceSummary, PinSummary, SettledSummary,
 };
 pub use windows::{Edge, KnownSteps, Window, steps_wanted, windows, windows_with};

@@ -19,7 +19,7 @@ use crate::log::time_map::{check_steps, step_for};
 
 /// By how much the writer's clock may run ahead of settled moments before it is reported that the
 /// source's clock stood still or was set back.
-const STANDSTILL: Duration = Duration::from_mins(1);
+pub(crate) const STANDSTILL: Duration = Duration::from_mins(1);
 
 /// What a person asks to restore to.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,11 +9,14 @@ use borealis_base::{Branch, LineageId, ObjectId, Position, RecordSpan, Timestamp
 use bytes::Bytes;
 
 use super::DamagedBaseBackup;
+use crate::layout;
+use crate::object::ObjectKind;
 
-/// A log piece: log bytes `[start, end)` of one branch, stored in one ledger entry.
+/// A log piece: log bytes `[start, end)` of one branch, stored in one ledger entry or, merged with its
+/// neighbours, in an object of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PieceSummary {
-    /// Number of the ledger entry that holds the piece.
+    /// Number of the ledger entry that holds the piece; where it was merged, of the last one that did.
     pub entry: u64,
     /// When the entry was written, by the writer's clock.
     pub recorded_at: Timestamp,
@@ -32,12 +35,52 @@ pub struct PieceSummary {
     /// Where a parser must begin to understand what follows this piece: `end`, or the start of the
     /// record that crosses it.
     pub resume_at: Position,
-    /// Size of the stored entry.
+    /// Size of the stored object.
     pub stored_bytes: u64,
-    /// SHA-256 of the stored entry's head, which binds every frame.
+    /// SHA-256 of the stored object's head, which binds every frame.
     pub head_digest: [u8; 32],
-    /// What the engine said of the piece in few bytes, opaque; `None` where it did not.
+    /// What the engine said of the piece in few bytes, opaque; `None` where it did not. Of merged log the
+    /// object says it of each part.
     pub engine: Option<Bytes>,
+    /// The object that replaces the ledger entries, where the piece was merged.
+    pub merged: Option<Merged>,
+}
+
+/// Which ledger entries a merged log piece replaces, and where it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Merged {
+    /// The object.
+    pub object: ObjectId,
+    /// The first ledger entry that it replaces.
+    pub first_entry: u64,
+    /// The last one: of the entries between, all log pieces and settled moments.
+    pub last_entry: u64,
+    /// How many log pieces it is made of.
+    pub parts: u64,
+}
+
+impl PieceSummary {
+    /// The name of the object that holds it.
+    pub fn object_name(&self, lineage: LineageId) -> String {
+        match &self.merged {
+            Some(merged) => layout::merged_log(lineage, merged.object),
+            None => layout::entry(lineage, self.entry),
+        }
+    }
+
+    /// The kind of the object that holds it.
+    pub fn object_kind(&self) -> ObjectKind {
+        if self.merged.is_some() {
+            ObjectKind::Log
+        } else {
+            ObjectKind::LedgerEntry
+        }
+    }
+
+    /// How many log pieces the source's writer stored it as.
+    pub fn parts(&self) -> u64 {
+        self.merged.map_or(1, |merged| merged.parts)
+    }
 }
 
 /// What the numbers in the log stood for by name, stored in one ledger entry.

@@ -75,6 +75,7 @@ impl Ledger {
             stored_bytes: end - start,
             head_digest: [0; 32],
             engine: None,
+            merged: None,
         });
         if !steps.is_empty() {
             self.steps.insert(entry, steps.to_vec());

@@ -97,6 +97,7 @@ impl Lineage {
             stored_bytes: bytes.len() as u64,
             head_digest: sealed.head_digest,
             engine: None,
+            merged: None,
         });
         self.world
             .store

@@ -90,6 +90,7 @@ impl History {
             stored_bytes: (range.1 - range.0) / 3 + 1,
             head_digest: [0; 32],
             engine: None,
+            merged: None,
         });
         if !steps.is_empty() {
             self.steps.insert(entry, steps);
