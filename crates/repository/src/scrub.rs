@@ -445,7 +445,32 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         self.host.before_second_look().await;
-        self.look_once(item).await
+        let found = self.look_once(item).await?;
+        if found.is_some() && !self.is_live(item).await? {
+            return Ok(None);
+        }
+        Ok(found)
+    }
+
+    /// Whether an item is needed still: since it was listed, its log may have been merged, the floor have risen
+    /// above it, and maintenance have removed it.
+    async fn is_live(&self, item: &Item) -> Result<bool> {
+        let live = async {
+            Ok(match &item.what {
+                Thing::Entry(number) => *number >= self.lineage.reader().await?.lowest(),
+                Thing::Piece(_) => {
+                    let now = self.lineage.load_stored_state().await?;
+                    (now.pieces.iter())
+                        .any(|piece| piece.object_name(now.lineage) == item.cursor.name)
+                }
+                _ => true,
+            })
+        };
+        match live.await {
+            // The damage itself may be in the way.
+            Err(error) if is_damage(&error) => Ok(true),
+            other => other,
+        }
     }
 
     async fn look_once(&self, item: &Item) -> Result<Option<Bad>> {

@@ -16,7 +16,7 @@ use super::summary::{self, Stored};
 use super::{Context, EntryBody, Role};
 use crate::numbered::Chain;
 use crate::object::{
-    Compression, ObjectBuilder, ObjectKind, ObjectView, PreparedFrame, SealedObject, fetch,
+    Compression, ObjectBuilder, ObjectKind, ObjectView, PreparedFrame, SealedObject, fetch_with,
 };
 use crate::pages::fetch::check_identity;
 use crate::plan::{Merged, ObjectRef, SettledSummary};
@@ -48,7 +48,7 @@ impl Context {
     /// Reads a baseline.
     pub(super) async fn read_baseline(&self, object: &ObjectRef) -> Result<Fold> {
         let name = layout::baseline(object.lineage, object.object);
-        let view = fetch(self.store.as_ref(), &name, ObjectKind::Baseline)
+        let view = fetch_with(self.store.as_ref(), &self.keys, &name, ObjectKind::Baseline)
             .await
             .map_err(|error| error.named_by("the floor"))?;
         check_identity(view.head(), object)?;

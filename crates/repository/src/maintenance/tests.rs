@@ -27,6 +27,8 @@ use crate::plan::{
 };
 use crate::store::{Counters, CountingStore, MemoryStore, Store};
 
+mod beside_scrub;
+
 const SEEDS: u64 = 60;
 const SHAPE: Shape = Shape {
     recap: 4,
