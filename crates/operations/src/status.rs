@@ -27,7 +27,9 @@ use crate::base_backup::facts::{DamagedPage, ServerState};
 use crate::drill::{DrillSummary, complaints, last_run};
 use crate::error::Result;
 use crate::protect::{control, process_of};
-use crate::retention::{PromiseStatus, missed_recovery_point, promise_status};
+use crate::retention::{
+    PromiseStatus, missed_recovery_point, missed_recovery_time, promise_status,
+};
 use crate::site::Site;
 
 /// Damaged pages that a note names; more are counted.
@@ -385,11 +387,15 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
         notes.extend(damage_note(&lineage, base).await?);
     }
     notes.push(
-        "nothing is deleted yet; borealis retention plan shows what no promise holds".to_owned(),
+        "nothing expires yet; borealis retention plan shows what no promise holds".to_owned(),
     );
     let mut status = summarise(&cluster.name, &state, &windows, protector, notes, now);
+    let last_drill = last_run(drills).map(DrillSummary::from);
     if state.retired.is_none() {
         let missed = missed_recovery_point(&cluster.objectives, status.lag_seconds);
+        status.notes.extend(missed);
+        let took = last_drill.as_ref().map(|drill| drill.recovery_seconds);
+        let missed = missed_recovery_time(&cluster.objectives, took);
         status.notes.extend(missed);
     }
     let spans: Vec<_> = (windows.iter())
@@ -397,7 +403,7 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
         .collect();
     Ok(ClusterStatus {
         base_backup_states: base_backup_states(&stored, &state, scrubs.as_ref(), drills),
-        last_drill: last_run(drills).map(DrillSummary::from),
+        last_drill,
         scrub: scrubs.as_ref().map(scrub_status).unwrap_or_default(),
         damage: damage_status(&lineage, &stored, standing).await?,
         promise: Some(promise_status(cluster, &spans, now)),

@@ -392,6 +392,20 @@ pub(crate) fn missed_recovery_point(
     })
 }
 
+/// What an objective says of the recovery time that the last drill measured; `None` where it is met, was not
+/// set, or no drill was run.
+pub(crate) fn missed_recovery_time(
+    objectives: &Objectives,
+    recovery_seconds: Option<f64>,
+) -> Option<String> {
+    let wanted = objectives.recovery_time_seconds?;
+    let took = std::time::Duration::from_secs_f64(recovery_seconds?.max(0.0));
+    (took > std::time::Duration::from_secs(wanted)).then(|| {
+        let took = borealis_base::show_duration(took);
+        format!("the recovery-time objective of {wanted} s is MISSED: the last drill took {took}")
+    })
+}
+
 impl PlanReport {
     /// The report for people.
     pub fn to_text(&self) -> String {
@@ -511,5 +525,21 @@ mod tests {
                 .contains("nothing")
         );
         assert_eq!(missed_recovery_point(&Objectives::default(), None), None);
+    }
+
+    #[test]
+    fn a_missed_recovery_time_is_told() {
+        let wanted = Objectives {
+            recovery_point_seconds: None,
+            recovery_time_seconds: Some(60),
+        };
+        assert_eq!(missed_recovery_time(&wanted, Some(60.0)), None);
+        let missed = missed_recovery_time(&wanted, Some(90.0)).unwrap();
+        assert!(missed.contains("MISSED"), "{missed}");
+        assert_eq!(missed_recovery_time(&wanted, None), None);
+        assert_eq!(
+            missed_recovery_time(&Objectives::default(), Some(90.0)),
+            None
+        );
     }
 }
