@@ -39,6 +39,13 @@ pub struct TransactionEnd {
 
 /// The records of `[from, to)` of a running server's own log, which must still be there, on timeline 1.
 pub async fn records(server: &TestServer, from: Position, to: Position) -> Vec<Record> {
+    // What was inserted is not in the files until a commit waits for it, as this one does.
+    server
+        .sql(
+            "BEGIN; SET LOCAL synchronous_commit = 'local'; \
+             SELECT pg_logical_emit_message(true, 'flush', ''); COMMIT",
+        )
+        .await;
     let log = server.data_dir().join("pg_wal");
     match server.binaries().major {
         14 => {
