@@ -5,7 +5,6 @@
 
 mod common;
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,7 +14,7 @@ use borealis_operations::protect;
 use borealis_operations::status;
 use borealis_repository::layout;
 use borealis_repository::plan::{PieceSummary, Target, windows};
-use borealis_repository::store::{Created, Listed, Stat, Store, StoreError, StoreErrorKind};
+use borealis_repository::store::{Created, Store, StoreError, StoreErrorKind, StoreLayer};
 use borealis_repository::verify::verify_lineage;
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer};
 use borealis_testkit::wait_until;
@@ -62,7 +61,11 @@ fn is_entry(name: &str) -> bool {
 }
 
 #[async_trait]
-impl Store for Faulty {
+impl StoreLayer for Faulty {
+    fn inner(&self) -> &dyn Store {
+        &*self.inner
+    }
+
     async fn create(&self, name: &str, bytes: Bytes) -> Result<Created, StoreError> {
         let hit = is_entry(name) && bytes.len() >= PIECE_BYTES_MIN;
         let fault = if hit { self.faults().next.take() } else { None };
@@ -76,6 +79,7 @@ impl Store for Faulty {
             }
         }
     }
+
     async fn read(&self, name: &str) -> Result<Bytes, StoreError> {
         if is_entry(name) {
             let mut faults = self.faults();
@@ -86,21 +90,6 @@ impl Store for Faulty {
             faults.read.push(name.to_owned());
         }
         self.inner.read(name).await
-    }
-    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.inner.read_range(name, range).await
-    }
-    async fn stat(&self, name: &str) -> Result<Option<Stat>, StoreError> {
-        self.inner.stat(name).await
-    }
-    async fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        self.inner.list(prefix).await
-    }
-    async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        self.inner.delete(name).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 

@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use borealis_base::NoProgress;
 use borealis_operations::protect::pulse::Watcher;
-use borealis_repository::store::{Created, Listed, Stat, Store, StoreError, StoreErrorKind};
+use borealis_repository::store::{Created, Store, StoreError, StoreErrorKind, StoreLayer};
 use borealis_testkit::server::{DEADLINE, ServerOptions, TestServer};
 use borealis_testkit::wait_until;
 use bytes::Bytes;
@@ -38,7 +37,11 @@ struct Moody {
 }
 
 #[async_trait]
-impl Store for Moody {
+impl StoreLayer for Moody {
+    fn inner(&self) -> &dyn Store {
+        &*self.inner
+    }
+
     async fn create(&self, name: &str, bytes: Bytes) -> Result<Created, StoreError> {
         let mut mood = self.mood.clone();
         let now = *mood.borrow_and_update();
@@ -51,24 +54,6 @@ impl Store for Moody {
             let _ = mood.wait_for(|mood| *mood != Mood::Hangs).await;
         }
         self.inner.create(name, bytes).await
-    }
-    async fn read(&self, name: &str) -> Result<Bytes, StoreError> {
-        self.inner.read(name).await
-    }
-    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.inner.read_range(name, range).await
-    }
-    async fn stat(&self, name: &str) -> Result<Option<Stat>, StoreError> {
-        self.inner.stat(name).await
-    }
-    async fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        self.inner.list(prefix).await
-    }
-    async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        self.inner.delete(name).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 

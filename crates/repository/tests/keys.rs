@@ -12,7 +12,7 @@ use borealis_base::{Branch, ErrorKind, ManualClock, Position, SystemEntropy, Tim
 use borealis_keys::{FileKey, KeyProvider};
 use borealis_repository::ledger::{EntryBody, Gap, Holder, LedgerWriter, Opening};
 use borealis_repository::store::{
-    Created, Fencing, Listed, MemoryStore, Stat, Store, StoreError, StoreErrorKind,
+    Created, MemoryStore, Store, StoreError, StoreErrorKind, StoreLayer,
 };
 use borealis_repository::{Environment, Error, Lineage, Repository, layout};
 use bytes::Bytes;
@@ -176,7 +176,11 @@ struct Failing {
 }
 
 #[async_trait]
-impl Store for Failing {
+impl StoreLayer for Failing {
+    fn inner(&self) -> &dyn Store {
+        &*self.inner
+    }
+
     async fn create(&self, name: &str, bytes: Bytes) -> Result<Created, StoreError> {
         if !self.refused.is_empty() && name.starts_with(self.refused) {
             let kind = StoreErrorKind::Full;
@@ -188,38 +192,6 @@ impl Store for Failing {
             return self.inner.create(name, bytes).await;
         }
         Ok(Created::New)
-    }
-
-    async fn read(&self, name: &str) -> Result<Bytes, StoreError> {
-        self.inner.read(name).await
-    }
-
-    async fn read_range(
-        &self,
-        name: &str,
-        range: std::ops::Range<u64>,
-    ) -> Result<Bytes, StoreError> {
-        self.inner.read_range(name, range).await
-    }
-
-    async fn stat(&self, name: &str) -> Result<Option<Stat>, StoreError> {
-        self.inner.stat(name).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        self.inner.list(prefix).await
-    }
-
-    async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        self.inner.delete(name).await
-    }
-
-    async fn fencing(&self) -> Result<Fencing, StoreError> {
-        self.inner.fencing().await
-    }
-
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 

@@ -162,14 +162,13 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::Range;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use async_trait::async_trait;
     use borealis_base::{ManualClock, SeededEntropy, SystemEntropy, Timestamp};
     use borealis_keys::FileKey;
     use borealis_repository::ledger::{Gap, Holder, Opening};
-    use borealis_repository::store::{Created, Listed, MemoryStore, Stat, Store, StoreError};
+    use borealis_repository::store::{Created, MemoryStore, Store, StoreError, StoreLayer};
     use borealis_repository::{Environment, Repository};
     use bytes::Bytes;
 
@@ -186,7 +185,11 @@ mod tests {
     }
 
     #[async_trait]
-    impl Store for Mute {
+    impl StoreLayer for Mute {
+        fn inner(&self) -> &dyn Store {
+            &self.inner
+        }
+
         async fn create(&self, name: &str, bytes: Bytes) -> Answer<Created> {
             let created = self.inner.create(name, bytes).await;
             if self.silent.load(Ordering::Relaxed) {
@@ -194,24 +197,6 @@ mod tests {
                 std::future::pending::<()>().await;
             }
             created
-        }
-        async fn read(&self, name: &str) -> Answer<Bytes> {
-            self.inner.read(name).await
-        }
-        async fn read_range(&self, name: &str, range: Range<u64>) -> Answer<Bytes> {
-            self.inner.read_range(name, range).await
-        }
-        async fn stat(&self, name: &str) -> Answer<Option<Stat>> {
-            self.inner.stat(name).await
-        }
-        async fn list(&self, prefix: &str) -> Answer<Vec<Listed>> {
-            self.inner.list(prefix).await
-        }
-        async fn delete(&self, name: &str) -> Answer<()> {
-            self.inner.delete(name).await
-        }
-        fn url(&self) -> String {
-            self.inner.url()
         }
     }
 

@@ -11,8 +11,8 @@ use super::*;
 use crate::object::PreparedFrame;
 use crate::plan::ObjectRef;
 use crate::store::{
-    Counters, CountingStore, Created, FaultStore, Faults, Listed, MemoryStore, Stat, StoreError,
-    StoreErrorKind,
+    Counters, CountingStore, Created, FaultStore, Faults, MemoryStore, StoreError, StoreErrorKind,
+    StoreLayer,
 };
 
 fn context(store: Arc<dyn Store>, seed: u64) -> Context {
@@ -314,7 +314,11 @@ impl Gate {
 }
 
 #[async_trait]
-impl Store for Gate {
+impl StoreLayer for Gate {
+    fn inner(&self) -> &dyn Store {
+        &self.inner
+    }
+
     async fn create(&self, name: &str, bytes: Bytes) -> Result<Created, StoreError> {
         if self.full.load(Ordering::Relaxed) {
             let kind = StoreErrorKind::Full;
@@ -330,28 +334,6 @@ impl Store for Gate {
             std::future::pending::<()>().await;
         }
         self.inner.create(name, bytes).await
-    }
-    async fn read(&self, name: &str) -> Result<Bytes, StoreError> {
-        self.inner.read(name).await
-    }
-    async fn read_range(
-        &self,
-        name: &str,
-        range: std::ops::Range<u64>,
-    ) -> Result<Bytes, StoreError> {
-        self.inner.read_range(name, range).await
-    }
-    async fn stat(&self, name: &str) -> Result<Option<Stat>, StoreError> {
-        self.inner.stat(name).await
-    }
-    async fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
-        self.inner.list(prefix).await
-    }
-    async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        self.inner.delete(name).await
-    }
-    fn url(&self) -> String {
-        "gate:".to_owned()
     }
 }
 

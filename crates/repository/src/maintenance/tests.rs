@@ -25,7 +25,7 @@ use crate::object::Compression;
 use crate::plan::{
     KnownSteps, LineageState, Lookup, ObjectRef, Target, Window, resolve, windows_with,
 };
-use crate::store::{Counters, CountingStore, MemoryStore, Store};
+use crate::store::{Counters, CountingStore, MemoryStore, Store, StoreLayer};
 
 mod beside_scrub;
 
@@ -559,8 +559,15 @@ struct Hooked {
     hook: std::sync::Mutex<Option<futures::future::BoxFuture<'static, ()>>>,
 }
 
-impl Hooked {
-    async fn before(&self, name: &str) {
+type Answer<T> = Result<T, crate::store::StoreError>;
+
+#[async_trait]
+impl StoreLayer for Hooked {
+    fn inner(&self) -> &dyn Store {
+        &*self.inner
+    }
+
+    async fn before_read(&self, name: &str) -> Answer<()> {
         let hook = if name.contains("/maintenance/") {
             self.hook.lock().unwrap().take()
         } else {
@@ -569,35 +576,7 @@ impl Hooked {
         if let Some(hook) = hook {
             hook.await;
         }
-    }
-}
-
-type Answer<T> = Result<T, crate::store::StoreError>;
-
-#[async_trait]
-impl Store for Hooked {
-    async fn create(&self, name: &str, bytes: Bytes) -> Answer<crate::store::Created> {
-        self.inner.create(name, bytes).await
-    }
-    async fn read(&self, name: &str) -> Answer<Bytes> {
-        self.before(name).await;
-        self.inner.read(name).await
-    }
-    async fn read_range(&self, name: &str, range: std::ops::Range<u64>) -> Answer<Bytes> {
-        self.before(name).await;
-        self.inner.read_range(name, range).await
-    }
-    async fn stat(&self, name: &str) -> Answer<Option<crate::store::Stat>> {
-        self.inner.stat(name).await
-    }
-    async fn list(&self, prefix: &str) -> Answer<Vec<crate::store::Listed>> {
-        self.inner.list(prefix).await
-    }
-    async fn delete(&self, name: &str) -> Answer<()> {
-        self.inner.delete(name).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
+        Ok(())
     }
 }
 
@@ -686,22 +665,11 @@ struct Deleting {
 }
 
 #[async_trait]
-impl Store for Deleting {
-    async fn create(&self, name: &str, bytes: Bytes) -> Answer<crate::store::Created> {
-        self.inner.create(name, bytes).await
+impl StoreLayer for Deleting {
+    fn inner(&self) -> &dyn Store {
+        &*self.inner
     }
-    async fn read(&self, name: &str) -> Answer<Bytes> {
-        self.inner.read(name).await
-    }
-    async fn read_range(&self, name: &str, range: std::ops::Range<u64>) -> Answer<Bytes> {
-        self.inner.read_range(name, range).await
-    }
-    async fn stat(&self, name: &str) -> Answer<Option<crate::store::Stat>> {
-        self.inner.stat(name).await
-    }
-    async fn list(&self, prefix: &str) -> Answer<Vec<crate::store::Listed>> {
-        self.inner.list(prefix).await
-    }
+
     async fn delete(&self, name: &str) -> Answer<()> {
         use std::sync::atomic::Ordering;
         let allowed = |left: u64| left.checked_sub(1);
@@ -714,9 +682,6 @@ impl Store for Deleting {
             ));
         }
         self.inner.delete(name).await
-    }
-    fn url(&self) -> String {
-        self.inner.url()
     }
 }
 

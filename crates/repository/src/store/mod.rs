@@ -7,6 +7,7 @@ mod counting;
 mod error;
 mod fault;
 mod folder;
+mod layer;
 mod memory;
 pub mod probe;
 mod s3;
@@ -23,6 +24,7 @@ pub use counting::{Counters, CountingStore, Usage};
 pub use error::{StoreError, StoreErrorKind};
 pub use fault::{FaultStore, Faults};
 pub use folder::FolderStore;
+pub use layer::StoreLayer;
 pub use memory::MemoryStore;
 pub use s3::S3Store;
 

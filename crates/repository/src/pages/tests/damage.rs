@@ -1,6 +1,7 @@
 //! What is lost, changed, swapped or sealed for somebody else is named and never restored.
 
 use super::*;
+use crate::store::{Created, StoreError, StoreLayer};
 
 #[tokio::test]
 async fn a_reference_to_a_pack_that_was_not_stored_is_refused() {
@@ -218,14 +219,14 @@ enum Fault {
 struct Faulty(Arc<MemoryStore>, Fault, AtomicU32);
 
 #[async_trait::async_trait]
-impl Store for Faulty {
-    async fn create(
-        &self,
-        name: &str,
-        bytes: Bytes,
-    ) -> Result<crate::store::Created, crate::store::StoreError> {
+impl StoreLayer for Faulty {
+    fn inner(&self) -> &dyn Store {
+        &*self.0
+    }
+
+    async fn create(&self, name: &str, bytes: Bytes) -> Result<Created, StoreError> {
         let silent = || {
-            crate::store::StoreError::new(
+            StoreError::new(
                 StoreErrorKind::Unreachable,
                 "create",
                 name,
@@ -242,34 +243,6 @@ impl Store for Faulty {
                 if first { Err(silent()) } else { Ok(created) }
             }
         }
-    }
-    async fn read(&self, name: &str) -> Result<Bytes, crate::store::StoreError> {
-        self.0.read(name).await
-    }
-    async fn read_range(
-        &self,
-        name: &str,
-        range: std::ops::Range<u64>,
-    ) -> Result<Bytes, crate::store::StoreError> {
-        self.0.read_range(name, range).await
-    }
-    async fn stat(
-        &self,
-        name: &str,
-    ) -> Result<Option<crate::store::Stat>, crate::store::StoreError> {
-        self.0.stat(name).await
-    }
-    async fn list(
-        &self,
-        prefix: &str,
-    ) -> Result<Vec<crate::store::Listed>, crate::store::StoreError> {
-        self.0.list(prefix).await
-    }
-    async fn delete(&self, name: &str) -> Result<(), crate::store::StoreError> {
-        self.0.delete(name).await
-    }
-    fn url(&self) -> String {
-        self.0.url()
     }
 }
 
