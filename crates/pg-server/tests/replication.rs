@@ -331,6 +331,13 @@ async fn shutdown_of_the_server_is_seen_with_all_its_log() {
     let mut server = TestServer::start(ServerOptions::default()).await;
     let start = flushed(&server).await;
     let (mut stream, feedback) = stream_from(&server, None, start, Branch(1), DEADLINE).await;
+    // A wal sender that has accepted the command and not yet sent anything is
+    // ended like any session, without the rest of the log (`replication_active`
+    // in walsender.c): the server stops only after some log has come.
+    server
+        .sql("CREATE TABLE t (x int); INSERT INTO t VALUES (1)")
+        .await;
+    read_until(&mut stream, start, start.plus(1)).await;
     let reader = tokio::spawn(async move {
         let mut reached = start;
         loop {
