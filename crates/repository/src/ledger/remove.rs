@@ -36,7 +36,15 @@ impl Maintainer {
             context.numbered_floor(number - 1).await?,
             context.numbered_floor(number).await?,
         );
-        let names = context.removable(&before, &after).await?;
+        let names = match context.removable(&before, &after).await {
+            // The baseline of a floor goes with the next one: another maintainer has been here, and this
+            // one is fenced.
+            Err(error @ Error::Missing { .. }) => {
+                self.refresh().await?;
+                return Err(error);
+            }
+            names => names?,
+        };
         let count = names.len() as u64;
         context.delete_all(names).await?;
         self.say(&MaintenanceBody::Removed(Removed { floor: number }))

@@ -3,7 +3,7 @@
 //! hold: everything that was committed is seen by whoever reads later, once, merged or not, and is there for as
 //! long as a reading may last; and room is given back in the end.
 //!
-//! `BOREALIS_SEEDS=n` runs `n` seeds instead of the default.
+//! `BOREALIS_SEEDS=n` runs `n` seeds instead of the default, `BOREALIS_FIRST_SEED=n` begins at `n`.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -377,10 +377,11 @@ fn simulate(seed: u64, without: Option<Rule>) -> std::thread::Result<Witness> {
 
 #[test]
 fn committed_log_is_seen_once_whoever_merges_and_whatever_lies_below_the_floor() {
-    let asked = std::env::var("BOREALIS_SEEDS").ok();
-    let seeds = asked.and_then(|n| n.parse().ok()).unwrap_or(SEEDS);
+    let asked = |name| std::env::var(name).ok().and_then(|n| n.parse().ok());
+    let seeds = asked("BOREALIS_SEEDS").unwrap_or(SEEDS);
+    let first = asked("BOREALIS_FIRST_SEED").unwrap_or(0);
     let mut total = Witness::default();
-    for seed in 0..seeds {
+    for seed in first..first + seeds {
         match simulate(seed, None) {
             Ok(witness) => {
                 total.merged += witness.merged;
@@ -399,6 +400,9 @@ fn committed_log_is_seen_once_whoever_merges_and_whatever_lies_below_the_floor()
         "{seeds} seeds: {} pieces merged, {} floors, {} maintainers fenced, {} entries removed, {} readings",
         total.merged, total.floors, total.fenced, total.removed, total.readings
     );
+    if seeds < SEEDS {
+        return; // a few seeds that somebody asked for may be quiet ones
+    }
     // A simulation in which nothing happens proves nothing.
     assert!(total.merged > seeds * 10 && total.floors > seeds && total.fenced > seeds / 4);
     assert!(total.removed > seeds * 2 && total.readings > seeds * 8);
