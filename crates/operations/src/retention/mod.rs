@@ -7,14 +7,13 @@ mod usage;
 
 use std::collections::BTreeSet;
 
-use borealis_base::{ByteLen, LineageId, Timestamp};
-use borealis_repository::catalog::{Cluster, LineageRecord, NewHold, Objectives};
+use borealis_base::{ByteLen, Timestamp};
+use borealis_repository::catalog::{Cluster, NewHold, Objectives};
 use borealis_repository::pages::fetch::Fetcher;
 use borealis_repository::pages::manifest::Manifest;
-use borealis_repository::plan::{LineageState, windows};
+use borealis_repository::plan::LineageState;
 use borealis_repository::retention::{
-    Child, DAYS_DEFAULT, Days, ForecastDay, Hold, PackUse, Policy, RetentionPlan, Standing, Terms,
-    forecast, plan, standing,
+    Days, ForecastDay, Hold, PackUse, Policy, RetentionPlan, Standing, Terms, forecast, plan,
 };
 use serde::Serialize;
 
@@ -72,9 +71,10 @@ pub struct PlanReport {
 
 /// The policy of a cluster, with `days` in place of what was said.
 pub(crate) fn policy(cluster: &Cluster, days: Option<Days>) -> Policy {
+    let policy = Policy::of(cluster);
     Policy {
-        retention: days.or(cluster.retention).unwrap_or(DAYS_DEFAULT),
-        ..Policy::default()
+        retention: days.unwrap_or(policy.retention),
+        ..policy
     }
 }
 
@@ -92,17 +92,17 @@ pub(crate) async fn load(
         states.push(lineage.load_state().await?);
         lineages.push(lineage);
     }
-    let all = site.repository.clusters().await?;
     let mut loaded = Vec::new();
     for (number, lineage) in lineages.into_iter().enumerate() {
         let (Some(state), Some(newer)) = (states.get(number), states.get(number + 1..)) else {
             continue;
         };
+        let terms = site
+            .repository
+            .terms(cluster, lineage.id(), state, newer, now);
         let terms = Terms {
             policy: policy(cluster, days),
-            standing: standing(cluster, lineage.id(), state, newer, now),
-            holds: cluster.holds.clone(),
-            children: children(site, &all, lineage.id()).await?,
+            ..terms.await?
         };
         loaded.push(Loaded {
             lineage,
@@ -111,28 +111,6 @@ pub(crate) async fn load(
         });
     }
     Ok(loaded)
-}
-
-/// Lineages born of `parent` that can't be restored from their own base backups yet.
-async fn children(site: &Site, all: &[Cluster], parent: LineageId) -> Result<Vec<Child>> {
-    let born = |record: &&LineageRecord| record.parent.is_some_and(|it| it.lineage == parent);
-    let mut children = Vec::new();
-    for record in all.iter().flat_map(|it| &it.lineages).filter(born) {
-        let state = site
-            .repository
-            .lineage(record.lineage)
-            .await?
-            .load_state()
-            .await?;
-        if let Some(parent) = record.parent.filter(|_| windows(&state).is_empty()) {
-            children.push(Child {
-                lineage: record.lineage,
-                branch: parent.branch,
-                at: parent.at,
-            });
-        }
-    }
-    Ok(children)
 }
 
 /// What a cluster's history is kept for.

@@ -7,9 +7,7 @@ use borealis_keys::DataKeys;
 
 use crate::Result;
 use crate::drills::Drills;
-#[cfg(test)]
-use crate::ledger::Rule;
-use crate::ledger::{Context, LedgerReader, LedgerWriter, Maintainer, Opening, Shape};
+use crate::ledger::{Context, LedgerReader, LedgerWriter, Maintainer, Opening, Rule, Shape};
 use crate::numbered::{Patience, Track, TrackName};
 use crate::pins::Pins;
 use crate::plan::{Damage, LineageState};
@@ -95,6 +93,11 @@ impl Lineage {
     /// The source of randomness.
     pub fn entropy(&self) -> &Arc<dyn Entropy> {
         &self.entropy
+    }
+
+    /// Whether a rule of the protocol is kept, as it is but in simulations.
+    pub(crate) fn keeps(&self, rule: Rule) -> bool {
+        self.context().keeps(rule)
     }
 
     pub(crate) fn context(&self) -> Context {

@@ -7,6 +7,7 @@ use borealis_base::{ObjectId, Timestamp};
 use bytes::Bytes;
 use prost::Message;
 
+use super::expiry::{ForgottenMessage, MarkMessage, Marks};
 use super::fold::{EpochSummary, Fold, Half};
 use super::message::{
     self, BaselineMessage, EpochRowMessage, HalfMessage, MergedMessage, RootMessage, RowMessage,
@@ -19,7 +20,7 @@ use crate::object::{
     Compression, ObjectBuilder, ObjectKind, ObjectView, PreparedFrame, SealedObject, fetch_with,
 };
 use crate::pages::fetch::check_identity;
-use crate::plan::{Merged, ObjectRef, SettledSummary};
+use crate::plan::{Merged, ObjectRef, PieceSummary, Selected, SettledSummary};
 use crate::{Error, Result, layout};
 
 /// Bytes of rows at which another frame begins.
@@ -89,6 +90,10 @@ fn frames(fold: &Fold) -> Vec<PreparedFrame> {
         retired: fold.state.retired.clone(),
         run: fold.run.as_ref().map(|run| row(summary::of_settled(run))),
         removed: fold.removed,
+        forgotten: (fold.state.forgotten.iter())
+            .map(ForgottenMessage::of)
+            .collect(),
+        marks: fold.marks.0.iter().map(MarkMessage::of).collect(),
     };
     let prepare = |kind, plain: Vec<u8>| PreparedFrame::new(kind, COMPRESSION, &plain);
     let mut frames = vec![prepare(FRAME_ROOT, root.encode_to_vec())];
@@ -111,7 +116,32 @@ fn frames(fold: &Fold) -> Vec<PreparedFrame> {
 
 fn all_rows(fold: &Fold) -> impl Iterator<Item = RowMessage> {
     let state = &fold.state;
-    let pieces = state.pieces.iter().map(|piece| RowMessage {
+    let others = (state.base_backups.iter().map(summary::of_base_backup))
+        .chain(state.partial.iter().map(summary::of_partial))
+        .chain(state.settled.iter().map(summary::of_settled))
+        .chain(state.gaps.iter().map(summary::of_gap))
+        .chain(state.names.iter().map(summary::of_names))
+        .chain((state.branches.iter()).map(|(branch, s)| summary::of_branch(*branch, s)));
+    let marked = fold.marks.0.iter().flat_map(|mark| {
+        selected_rows(&mark.selected).map(|row| RowMessage {
+            mark: mark.number,
+            ..row
+        })
+    });
+    (state.pieces.iter().map(row_of_piece))
+        .chain(others.map(row))
+        .chain(marked)
+}
+
+fn selected_rows(selected: &Selected) -> impl Iterator<Item = RowMessage> {
+    let others = (selected.base_backups.iter().map(summary::of_base_backup))
+        .chain(selected.settled.iter().map(summary::of_settled))
+        .chain(selected.names.iter().map(summary::of_names));
+    (selected.pieces.iter().map(row_of_piece)).chain(others.map(row))
+}
+
+fn row_of_piece(piece: &PieceSummary) -> RowMessage {
+    RowMessage {
         merged: piece.merged.as_ref().map(|merged| MergedMessage {
             object: Bytes::copy_from_slice(&merged.object.0),
             first_entry: merged.first_entry,
@@ -119,14 +149,7 @@ fn all_rows(fold: &Fold) -> impl Iterator<Item = RowMessage> {
             parts: merged.parts,
         }),
         ..row(summary::of_piece(piece))
-    });
-    let others = (state.base_backups.iter().map(summary::of_base_backup))
-        .chain(state.partial.iter().map(summary::of_partial))
-        .chain(state.settled.iter().map(summary::of_settled))
-        .chain(state.gaps.iter().map(summary::of_gap))
-        .chain(state.names.iter().map(summary::of_names))
-        .chain((state.branches.iter()).map(|(branch, s)| summary::of_branch(*branch, s)));
-    pieces.chain(others.map(row))
+    }
 }
 
 fn row((stored, body): (Stored, EntryBody)) -> RowMessage {
@@ -141,6 +164,7 @@ fn row((stored, body): (Stored, EntryBody)) -> RowMessage {
             Bytes::copy_from_slice(&stored.digest)
         },
         merged: None,
+        mark: 0,
     }
 }
 
@@ -170,6 +194,8 @@ fn read_root(fold: &mut Fold, root: &RootMessage) -> Option<()> {
     state.read_back = root.read_back;
     state.retired.clone_from(&root.retired);
     fold.removed = root.removed;
+    state.forgotten = root.forgotten.iter().map(ForgottenMessage::read).collect();
+    fold.marks = Marks(root.marks.iter().map(MarkMessage::read).collect());
     fold.run = match &root.run {
         None => None,
         Some(row) => Some(read_run(row)?),
@@ -238,8 +264,26 @@ fn read_row(name: &str, fold: &mut Fold, row: RowMessage) -> Result<()> {
         .as_ref()
         .map(|m| read_merged(m).ok_or_else(malformed));
     let merged = merged.transpose()?;
+    let body = message::decode(row.body).map_err(|bad| bad.error(name))?;
+    if row.mark > 0 {
+        let mut marks = fold.marks.0.iter_mut();
+        let mark = marks.find(|mark| mark.number == row.mark);
+        let selected = &mut mark.ok_or_else(malformed)?.selected;
+        match body {
+            EntryBody::LogPiece(piece) => {
+                (selected.pieces).push(summary::piece(stored, piece, merged));
+            }
+            EntryBody::BaseBackup(it) => {
+                (selected.base_backups).push(summary::base_backup(stored, &it));
+            }
+            EntryBody::Settled(it) => selected.settled.push(summary::settled(stored, &it)),
+            EntryBody::Names(names) => selected.names.push(summary::names(stored, &names)),
+            _ => return Err(malformed()),
+        }
+        return Ok(());
+    }
     let state = &mut fold.state;
-    match message::decode(row.body).map_err(|bad| bad.error(name))? {
+    match body {
         EntryBody::LogPiece(piece) => state.pieces.push(summary::piece(stored, piece, merged)),
         EntryBody::BaseBackup(b) => state.base_backups.push(summary::base_backup(stored, &b)),
         EntryBody::PartialBaseBackup(b) => state.partial = Some(summary::partial(stored, &b)),

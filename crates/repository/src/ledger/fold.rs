@@ -4,6 +4,7 @@ use borealis_base::{LineageId, Timestamp};
 use bytes::Bytes;
 
 use super::body::EntryBody;
+use super::expiry::Marks;
 use super::holder::{Holder, Presence};
 use super::maintenance::{self, FloorPlanned, LogMerged, MaintenanceBody};
 use super::summary::{self, Stored};
@@ -103,6 +104,8 @@ pub(super) struct Fold {
     pub(super) planned: Option<FloorPlanned>,
     /// The last floor below which everything was removed that nothing names.
     pub(super) removed: u64,
+    /// What has expired and is not deleted yet.
+    pub(super) marks: Marks,
 }
 
 impl Fold {
@@ -115,6 +118,7 @@ impl Fold {
             references: Vec::new(),
             planned: None,
             removed: 0,
+            marks: Marks::default(),
         }
     }
 
@@ -237,6 +241,13 @@ impl Fold {
             MaintenanceBody::LogMerged(merged) => self.merge(name, &merged)?,
             MaintenanceBody::FloorPlanned(planned) => self.planned = Some(planned),
             MaintenanceBody::Removed(removed) => self.removed = self.removed.max(removed.floor),
+            MaintenanceBody::Expired(expired) => {
+                let number = item.head.number;
+                self.marks.expire(number, &expired, &mut self.state);
+            }
+            MaintenanceBody::Dated(dated) => self.marks.date(&dated),
+            MaintenanceBody::Checked(it) => self.marks.check(name, &it, &mut self.state)?,
+            MaintenanceBody::Deleted(it) => self.marks.delete(name, it, &mut self.state)?,
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! The ledger's objects, for people.
 
+use std::ops::RangeInclusive;
+
 use borealis_base::{LineageId, RecordSpan, Timestamp, WriteId};
 use borealis_keys::DataKeys;
 use bytes::Bytes;
@@ -15,7 +17,7 @@ use super::message::{
 };
 use crate::inspect::{hex, opaque};
 use crate::object::ObjectView;
-use crate::plan::ObjectRef;
+use crate::plan::{ObjectRef, Selection};
 use crate::{Error, Result};
 
 fn clear<M: Message + Default>(object: &ObjectView) -> Result<M> {
@@ -109,6 +111,18 @@ pub(crate) fn inspect_maintenance(name: &str, body: Bytes) -> Result<Value> {
             "baseline": object_ref(&b.baseline),
         }}),
         MaintenanceBody::Removed(b) => json!({"removed": {"floor": b.floor}}),
+        MaintenanceBody::Expired(b) => json!({"expired": {
+            "selection": selection(&b.selection),
+            "forgotten": (b.forgotten.iter())
+                .map(|it| json!({"entry": it.entry, "through": it.through}))
+                .collect::<Vec<_>>(),
+        }}),
+        MaintenanceBody::Dated(b) => json!({"dated": {"through": b.through, "at": b.at}}),
+        MaintenanceBody::Checked(b) => json!({"checked": {
+            "mark": b.mark,
+            "kept": selection(&b.kept),
+        }}),
+        MaintenanceBody::Deleted(b) => json!({"deleted": {"mark": b.mark}}),
     })
 }
 
@@ -121,6 +135,20 @@ pub(crate) fn inspect_checkpoint(object: &ObjectView) -> Result<Value> {
         "last_digest": hex(&checkpoint.last_digest),
         "last_epoch": checkpoint.last_epoch,
     }))
+}
+
+fn selection(selection: &Selection) -> Value {
+    let runs = |runs: &[RangeInclusive<u64>]| -> Vec<Value> {
+        runs.iter()
+            .map(|run| json!([run.start(), run.end()]))
+            .collect()
+    };
+    json!({
+        "pieces": runs(&selection.pieces),
+        "settled": runs(&selection.settled),
+        "names": runs(&selection.names),
+        "base_backups": selection.base_backups,
+    })
 }
 
 fn span(span: RecordSpan) -> Value {

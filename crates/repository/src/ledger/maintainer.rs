@@ -1,11 +1,14 @@
 //! The one maintainer of a lineage, as long as no newer one opens.
 
+use borealis_base::Timestamp;
+
+use super::expiry::{Checked, Dated, Deleted, Expired, Mark};
 use super::floor::Floor;
 use super::maintenance::{LogMerged, MaintenanceBody};
 use super::write::{Committed, LedgerWriter, Opening};
 use super::{Context, LedgerReader, Role, Rule};
 use crate::Result;
-use crate::plan::LineageState;
+use crate::plan::{LineageState, Selection};
 
 /// Says in a lineage's maintenance what was made of what its ledger says. The ledger's writer goes on
 /// beside it.
@@ -95,6 +98,57 @@ impl Maintainer {
         (lowest > floor.lowest).then_some((lowest, maintenance))
     }
 
+    /// Hides what has expired from every reader; returns its mark.
+    pub async fn expire(&mut self, expired: Expired) -> Result<u64> {
+        let committed = self.say(&MaintenanceBody::Expired(expired)).await?;
+        Ok(committed.number)
+    }
+
+    /// Gives the marks that have no date the store's time: they were there by then.
+    pub async fn date_marks(&mut self) -> Result<()> {
+        let undated = self.reader().marks().iter().rev();
+        let Some(through) = undated
+            .filter(|it| it.dated.is_none())
+            .map(|it| it.number)
+            .next()
+        else {
+            return Ok(());
+        };
+        let at = self.context().present().await?;
+        let body = MaintenanceBody::Dated(Dated { through, at });
+        self.say(&body).await.map(|_| ())
+    }
+
+    /// Says what of an expired mark some promise holds after all; the rest may be deleted from here on.
+    ///
+    /// # Errors
+    /// Fenced where a newer maintainer has opened: nothing may be deleted then.
+    pub async fn checked(&mut self, mark: u64, kept: Selection) -> Result<()> {
+        let body = MaintenanceBody::Checked(Checked { mark, kept });
+        self.say(&body).await.map(|_| ())
+    }
+
+    /// Deletes objects that a checked mark alone names, in this order: those of one list only after those of the list
+    /// before it.
+    pub(crate) async fn delete(&self, lists: [Vec<String>; 2]) -> Result<()> {
+        for list in lists {
+            self.context().delete_all(list).await?;
+        }
+        Ok(())
+    }
+
+    /// Says that all that is left in a checked mark is deleted.
+    pub async fn deleted(&mut self, mark: u64) -> Result<()> {
+        let body = MaintenanceBody::Deleted(Deleted { mark });
+        self.say(&body).await.map(|_| ())
+    }
+
+    /// The lowest ledger entry that may stand by itself: all those below that nothing named were removed.
+    pub(crate) async fn removed_below(&self) -> Result<u64> {
+        let floor = self.context().numbered_floor(self.removed()).await?;
+        Ok(floor.lowest)
+    }
+
     pub(super) fn context(&self) -> &Context {
         self.writer.context()
     }
@@ -120,6 +174,16 @@ const fn aligned(entry: u64, size: u64) -> u64 {
 }
 
 impl LedgerReader {
+    /// What has expired and is not deleted yet.
+    pub fn marks(&self) -> &[Mark] {
+        &self.fold.marks.0
+    }
+
+    /// What time it is by the store's clock. Asks by creating a small object.
+    pub(crate) async fn present(&self) -> Result<Timestamp> {
+        self.context.present().await
+    }
+
     /// Whether the floor could rise, if everything up to entry `clear_through` is done.
     pub fn floor_lags(&self, clear_through: u64) -> bool {
         let reach = self

@@ -6,6 +6,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::body::{Closed, Opened};
+use super::expiry::{
+    Checked, CheckedMessage, Dated, DatedMessage, Deleted, DeletedMessage, Expired, ExpiredMessage,
+};
 use super::message::{
     BadBody, ClosedMessage, ObjectRefMessage, OpenedMessage, SpanMessage, object_ref, read_ref,
     read_span, span,
@@ -26,6 +29,14 @@ pub enum MaintenanceBody {
     FloorPlanned(FloorPlanned),
     /// What lies below a floor was removed, as far as nothing names it.
     Removed(Removed),
+    /// What no promise holds is hidden from here on; the entry's number is its mark.
+    Expired(Expired),
+    /// Marks were there at a time of the store's clock.
+    Dated(Dated),
+    /// After the grace period the promises were looked at again; what none holds may be deleted.
+    Checked(Checked),
+    /// It is deleted.
+    Deleted(Deleted),
 }
 
 /// See [`MaintenanceBody::LogMerged`].
@@ -84,7 +95,17 @@ impl MaintenanceBody {
     pub(super) fn speaks_of(&self) -> u64 {
         match self {
             Self::LogMerged(merged) => merged.last_entry,
-            Self::Opened(_) | Self::Closed(_) | Self::FloorPlanned(_) | Self::Removed(_) => 0,
+            Self::Expired(expired) => {
+                let forgotten = expired.forgotten.iter().map(|it| it.entry).max();
+                expired.selection.highest().max(forgotten.unwrap_or(0))
+            }
+            Self::Opened(_)
+            | Self::Closed(_)
+            | Self::FloorPlanned(_)
+            | Self::Removed(_)
+            | Self::Dated(_)
+            | Self::Checked(_)
+            | Self::Deleted(_) => 0,
         }
     }
 }
@@ -117,7 +138,7 @@ impl LogMerged {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct MaintenanceMessage {
-    #[prost(oneof = "MaintenanceKind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "MaintenanceKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     kind: Option<MaintenanceKind>,
 }
 
@@ -133,6 +154,14 @@ enum MaintenanceKind {
     FloorPlanned(FloorPlannedMessage),
     #[prost(message, tag = "5")]
     Removed(RemovedMessage),
+    #[prost(message, tag = "6")]
+    Expired(ExpiredMessage),
+    #[prost(message, tag = "7")]
+    Dated(DatedMessage),
+    #[prost(message, tag = "8")]
+    Checked(CheckedMessage),
+    #[prost(message, tag = "9")]
+    Deleted(DeletedMessage),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -210,6 +239,10 @@ pub(super) fn encode(body: &MaintenanceBody) -> Bytes {
             baseline: Some(object_ref(&b.baseline)),
         }),
         MaintenanceBody::Removed(b) => MaintenanceKind::Removed(RemovedMessage { floor: b.floor }),
+        MaintenanceBody::Expired(b) => MaintenanceKind::Expired(ExpiredMessage::of(b)),
+        MaintenanceBody::Dated(b) => MaintenanceKind::Dated(DatedMessage::of(b)),
+        MaintenanceBody::Checked(b) => MaintenanceKind::Checked(CheckedMessage::of(b)),
+        MaintenanceBody::Deleted(b) => MaintenanceKind::Deleted(DeletedMessage::of(*b)),
     };
     MaintenanceMessage { kind: Some(kind) }
         .encode_to_vec()
@@ -253,6 +286,10 @@ fn read_kind(kind: MaintenanceKind) -> Option<MaintenanceBody> {
             baseline: read_ref(m.baseline.as_ref()?)?,
         }),
         MaintenanceKind::Removed(m) => MaintenanceBody::Removed(Removed { floor: m.floor }),
+        MaintenanceKind::Expired(m) => MaintenanceBody::Expired(m.read()?),
+        MaintenanceKind::Dated(m) => MaintenanceBody::Dated(m.read()),
+        MaintenanceKind::Checked(m) => MaintenanceBody::Checked(m.read()?),
+        MaintenanceKind::Deleted(m) => MaintenanceBody::Deleted(m.read()),
     })
 }
 

@@ -8,6 +8,7 @@ use super::body::{
     BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Names, Opened, PartialBaseBackup,
     Retired, Settled,
 };
+use super::expiry::{ForgottenMessage, MarkMessage};
 use super::holder::Holder;
 use crate::plan::ObjectRef;
 
@@ -275,6 +276,10 @@ pub(super) struct RootMessage {
     pub(super) run: Option<RowMessage>,
     #[prost(uint64, tag = "7")]
     pub(super) removed: u64,
+    #[prost(message, repeated, tag = "8")]
+    pub(super) forgotten: Vec<ForgottenMessage>,
+    #[prost(message, repeated, tag = "9")]
+    pub(super) marks: Vec<MarkMessage>,
 }
 
 /// Where a row of entries stands below a floor.
@@ -328,6 +333,9 @@ pub(super) struct RowMessage {
     pub(super) head_digest: Bytes,
     #[prost(message, optional, tag = "6")]
     pub(super) merged: Option<MergedMessage>,
+    /// With which maintenance entry it has expired; zero where it has not.
+    #[prost(uint64, tag = "7")]
+    pub(super) mark: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -10,6 +10,7 @@
 mod baseline;
 mod body;
 mod epoch;
+mod expiry;
 mod floor;
 mod fold;
 mod holder;
@@ -34,6 +35,7 @@ pub use body::{
     BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Names, Opened, PartialBaseBackup,
     Retired, Settled,
 };
+pub use expiry::{Checked, Dated, Deleted, Expired, Mark};
 pub use fold::EpochSummary;
 pub use holder::{Decision, Holder, Presence, SILENCE_MAX, decide};
 pub(crate) use inspect::{
@@ -118,17 +120,21 @@ pub(crate) enum Rule {
     StoreClock,
     /// Keep what the baseline of the floor names.
     NamedByBaseline,
+    /// Look at the promises again before anything that has expired is deleted.
+    SecondCheck,
+    /// Keep what base backups that stay share with those that go.
+    SharedPages,
 }
 
 impl Context {
     #[cfg(test)]
-    fn keeps(&self, rule: Rule) -> bool {
+    pub(crate) fn keeps(&self, rule: Rule) -> bool {
         self.without != Some(rule)
     }
 
     #[cfg(not(test))]
     #[allow(clippy::unused_self)] // simulations give it a meaning
-    const fn keeps(&self, _: Rule) -> bool {
+    pub(crate) const fn keeps(&self, _: Rule) -> bool {
         true
     }
 

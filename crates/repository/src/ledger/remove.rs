@@ -12,10 +12,11 @@ use borealis_base::{ObjectId, Timestamp};
 use futures::{StreamExt, TryStreamExt};
 
 use super::floor::Floor;
+use super::fold::Fold;
 use super::maintainer::Maintainer;
 use super::maintenance::{MaintenanceBody, Removed};
 use super::{Context, LedgerReader, Rule};
-use crate::plan::LineageState;
+use crate::plan::Selected;
 use crate::{Error, Result, layout};
 
 /// Deletions at a time.
@@ -78,20 +79,25 @@ impl LedgerReader {
     }
 }
 
-/// The ledger entries whose objects are read for more than what the baseline says.
-fn named(state: &LineageState) -> BTreeSet<u64> {
-    let pieces = state.pieces.iter().filter(|piece| piece.merged.is_none());
-    let pieces = pieces.map(|piece| piece.entry);
-    pieces
-        .chain(state.names.iter().map(|names| names.entry))
+/// The ledger entries whose objects are read for more than what the baseline says. What has expired and was not
+/// checked may come back.
+fn named(fold: &Fold) -> BTreeSet<u64> {
+    let marked = fold.marks.0.iter().filter(|mark| !mark.checked);
+    let marked: Vec<&Selected> = marked.map(|mark| &mark.selected).collect();
+    let pieces = (fold.state.pieces.iter())
+        .chain(marked.iter().flat_map(|it| &it.pieces))
+        .filter(|piece| piece.merged.is_none());
+    let names = (fold.state.names.iter()).chain(marked.iter().flat_map(|it| &it.names));
+    (pieces.map(|piece| piece.entry))
+        .chain(names.map(|names| names.entry))
         .collect()
 }
 
 impl Context {
     /// The names of what can go when the floor has risen from `before` to `after`.
     async fn removable(&self, before: &Floor, after: &Floor) -> Result<Vec<String>> {
-        let kept_before = named(&self.fold_at(before).await?.state);
-        let mut kept = named(&self.fold_at(after).await?.state);
+        let kept_before = named(&self.fold_at(before).await?);
+        let mut kept = named(&self.fold_at(after).await?);
         if !self.keeps(Rule::NamedByBaseline) {
             kept.clear();
         }
@@ -108,7 +114,7 @@ impl Context {
         Ok(entries.chain(checkpoints).chain(maintenance).collect())
     }
 
-    async fn delete_all(&self, names: Vec<String>) -> Result<()> {
+    pub(super) async fn delete_all(&self, names: Vec<String>) -> Result<()> {
         futures::stream::iter(names)
             .map(|name| async move { self.store.delete(&name).await.map_err(Error::from) })
             .buffer_unordered(CONCURRENCY)
@@ -117,7 +123,7 @@ impl Context {
     }
 
     /// What time it is by the store's clock: that of an object created just now.
-    async fn present(&self) -> Result<Timestamp> {
+    pub(super) async fn present(&self) -> Result<Timestamp> {
         if !self.keeps(Rule::StoreClock) {
             return Ok(self.clock.now());
         }

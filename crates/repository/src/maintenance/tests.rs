@@ -28,6 +28,7 @@ use crate::plan::{
 use crate::store::{Counters, CountingStore, MemoryStore, Store, StoreLayer};
 
 mod beside_scrub;
+mod expiry;
 mod removal;
 
 const SEEDS: u64 = 60;
@@ -304,7 +305,7 @@ impl History {
         }
     }
 
-    fn upkeep(&self) -> Upkeep {
+    fn upkeep(&self) -> Upkeep<'static> {
         Upkeep::new(self.lineage.clone(), Holder::default()).with_limits(LIMITS)
     }
 }
@@ -617,7 +618,7 @@ fn what_maintenance_speaks_of_is_in_what_is_read_of_the_ledger() {
 }
 
 /// A lineage of so many checkpoints of small pieces, maintained as it was written.
-async fn aged(store: Arc<dyn Store>, checkpoints: u64) -> (History, Upkeep) {
+async fn aged(store: Arc<dyn Store>, checkpoints: u64) -> (History, Upkeep<'static>) {
     let mut history = History::new(store, 5).await;
     let mut upkeep = history.upkeep();
     while history.writer.state().head < checkpoints * SHAPE.checkpoint + 5 {

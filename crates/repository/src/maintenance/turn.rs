@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use borealis_base::{ErrorKind, Progress, Unit};
 
+use super::expire::Expiring;
 use super::merge::merge;
 use super::plan::{Limits, MergePlan, plan_merges};
 use crate::catalog::Lineage;
 use crate::ledger::{Holder, LedgerReader, Maintainer, Opening};
 use crate::plan::LineageState;
 use crate::store::StoreErrorKind;
-use crate::{Error, Result};
+use crate::{Error, Repository, Result};
 
 /// How old a floor is before what lies below it is removed, by the store's clock. Whoever reads a lineage
 /// for longer than that, from what it knew at the beginning, may find log missing and begins again.
@@ -53,7 +54,17 @@ pub struct Turn {
     pub floor: Option<u64>,
     /// Objects removed, of which merged log and baselines say what they said.
     pub removed: u64,
-    /// Whether the right to remove them is missing.
+    /// Base backups that have expired and are hidden from here on.
+    pub expired_base_backups: u64,
+    /// Stored bytes that have expired: log and names, and what the base backups had added.
+    pub expired_bytes: u64,
+    /// Of what had expired earlier, the bytes that some promise holds after all.
+    pub kept_after_all: u64,
+    /// Objects deleted of what had expired,
+    pub deleted: u64,
+    /// and their bytes.
+    pub deleted_bytes: u64,
+    /// Whether the right to remove or delete is missing.
     pub may_not_remove: bool,
     /// Pieces that can't be merged with their neighbours; `verify` tells why where they are damaged.
     pub skipped: u64,
@@ -62,8 +73,9 @@ pub struct Turn {
 }
 
 /// Maintains one lineage, turn by turn.
-pub struct Upkeep {
+pub struct Upkeep<'a> {
     lineage: Lineage,
+    expiring: Option<Expiring<'a>>,
     holder: Holder,
     limits: Limits,
     grace: Duration,
@@ -76,11 +88,12 @@ pub struct Upkeep {
     denied_at: Option<Duration>,
 }
 
-impl Upkeep {
+impl<'a> Upkeep<'a> {
     /// Upkeep of `lineage` by `holder`.
     pub fn new(lineage: Lineage, holder: Holder) -> Self {
         Self {
             lineage,
+            expiring: None,
             holder,
             limits: Limits::default(),
             grace: GRACE,
@@ -95,6 +108,13 @@ impl Upkeep {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// With expiry of what no promise of `repository` holds.
+    #[must_use]
+    pub fn with_expiry(mut self, repository: &'a Repository) -> Self {
+        self.expiring = Some(Expiring::new(repository, self.lineage.clone()));
         self
     }
 
@@ -155,7 +175,35 @@ impl Upkeep {
         let plan = self.plan(maintainer.state());
         let clear = (self.merge_all(maintainer, &plan, bounds, progress, turn)).await?;
         turn.floor = maintainer.raise_floor(clear).await?;
-        self.remove(maintainer, bounds, turn).await
+        if let Some(expiring) = &mut self.expiring {
+            expiring
+                .mark_and_check(maintainer, self.grace, turn)
+                .await?;
+        }
+        self.remove(maintainer, bounds, turn).await?;
+        self.delete(maintainer, bounds, turn).await
+    }
+
+    /// Deletes what has expired, mark by mark.
+    async fn delete(
+        &mut self,
+        maintainer: &mut Maintainer,
+        bounds: Bounds,
+        turn: &mut Turn,
+    ) -> Result<()> {
+        while self.may_remove()
+            && let Some(expiring) = &mut self.expiring
+        {
+            let deleted = expiring.delete_one(maintainer, turn).await;
+            if self.unless_denied(deleted)? != Some(true) {
+                return Ok(());
+            }
+            if turn.removed + turn.deleted >= bounds.removals {
+                turn.more = true;
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// Removes what was replaced, floor by floor.
@@ -211,7 +259,12 @@ impl Upkeep {
             let due = reader.removal_is_due(self.grace).await;
             self.unless_denied(due)?.unwrap_or(false)
         };
-        if idle && !removal {
+        let may_delete = self.may_remove();
+        let expiry = match &mut self.expiring {
+            Some(expiring) => expiring.is_due(&reader, self.grace, may_delete).await?,
+            None => false,
+        };
+        if idle && !removal && !expiry {
             // Nothing to say: no epoch is taken for it.
             self.reader = Some(reader);
             return Ok(false);

@@ -364,7 +364,7 @@ impl Manifest {
     }
 
     /// Loads a whole or a partial one.
-    pub(super) async fn load_any(fetcher: &Fetcher, object: &ObjectRef) -> Result<Self> {
+    pub(crate) async fn load_any(fetcher: &Fetcher, object: &ObjectRef) -> Result<Self> {
         let head = fetcher
             .head(ObjectKind::Manifest, object, "the ledger")
             .await?;

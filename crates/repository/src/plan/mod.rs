@@ -12,6 +12,7 @@ pub mod coverage;
 pub mod damage;
 pub mod resolve;
 pub mod restore;
+pub mod selection;
 pub mod settlement;
 pub mod state;
 pub mod windows;
@@ -26,9 +27,10 @@ pub use resolve::{
     newest_branch, resolve,
 };
 pub use restore::{LogRange, PieceRange, RestorePlan, plan_restore, plan_to, what_a_pin_needs};
+pub use selection::{Runs, Selected, Selection};
 pub use settlement::{Settlement, settlements};
 pub use state::{
-    BaseBackupSummary, BranchSummary, GapSummary, LineageState, Merged, NamesSummary, ObjectRef,
-    PartialSummary, PieceSummary, PinSummary, SettledSummary,
+    BaseBackupSummary, BranchSummary, Forgotten, GapSummary, LineageState, Merged, NamesSummary,
+    ObjectRef, PartialSummary, PieceSummary, PinSummary, SettledSummary,
 };
 pub use windows::{Edge, KnownSteps, Window, steps_wanted, windows, windows_with};

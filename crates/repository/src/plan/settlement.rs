@@ -142,10 +142,13 @@ impl Walked {
 ///
 /// Each is judged by the entries before it alone. A piece that fills a hole later says nothing about
 /// the moments of the hole, since the steps behind the hole were made without having seen it; so
-/// appending entries never changes what a moment means.
+/// appending entries never changes what a moment means. Nor does expiring them: what had settled a moment
+/// is remembered in [`LineageState::forgotten`].
 pub fn settlements(state: &LineageState) -> Vec<Settlement> {
     let mut walked = Walked::default();
     let mut pieces = state.pieces.iter().peekable();
+    let mut forgotten = state.forgotten.iter().peekable();
+    let mut expired: Option<Timestamp> = None;
     let mut shared: BTreeMap<(Branch, Branch), (Vec<Leg>, Option<Position>)> = BTreeMap::new();
     let mut out: Vec<Settlement> = Vec::new();
     for Candidate {
@@ -156,6 +159,12 @@ pub fn settlements(state: &LineageState) -> Vec<Settlement> {
     {
         while let Some(piece) = pieces.next_if(|piece| piece.entry < settlement.entry) {
             walked.add(piece);
+        }
+        while let Some(it) = forgotten.next_if(|it| it.entry < settlement.entry) {
+            expired = expired.max(Some(it.through));
+        }
+        if Some(settlement.high) <= expired {
+            continue;
         }
         if let Some(last) = out.last() {
             if settlement.high <= last.high {
@@ -177,7 +186,8 @@ pub fn settlements(state: &LineageState) -> Vec<Settlement> {
                 .any(|gap| (last.entry..settlement.entry).contains(&gap.entry));
             // A piece made by one who had settled more than the ledger holds skipped those moments.
             let skipped = before.is_some_and(|before| before > last.high);
-            settlement.low = (seen && !gap && !skipped).then_some(last.high);
+            let unbroken = seen && !gap && !skipped && expired <= Some(last.high);
+            settlement.low = unbroken.then_some(last.high);
         }
         out.push(settlement);
     }

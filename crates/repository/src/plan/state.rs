@@ -185,6 +185,15 @@ pub struct SettledSummary {
     pub last_record: RecordSpan,
 }
 
+/// Moments that entries had settled of which nothing is kept any more: they expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The last of these entries. What comes behind it in the ledger settles none of the moments
+    pub entry: u64,
+    /// up to this one: it would give them another meaning than they had.
+    pub through: Timestamp,
+}
+
 /// Log that was never stored and never will be, or over which nothing may be replayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GapSummary {
@@ -255,6 +264,8 @@ pub struct LineageState {
     pub partial: Option<PartialSummary>,
     /// Settled moments without log.
     pub settled: Vec<SettledSummary>,
+    /// Moments whose meaning has expired.
+    pub forgotten: Vec<Forgotten>,
     /// Missing log.
     pub gaps: Vec<GapSummary>,
     /// Names, in the order of their entries.
@@ -280,6 +291,7 @@ impl LineageState {
             damaged: Vec::new(),
             partial: None,
             settled: Vec::new(),
+            forgotten: Vec::new(),
             gaps: Vec::new(),
             names: Vec::new(),
             branches: BTreeMap::new(),

@@ -9,21 +9,23 @@
 //! manifests ── PackUse ──> bytes that go with a set of base backups
 //! ```
 //!
-//! Nothing here deletes anything or reads a clock. Whoever deletes plans again first.
+//! Nothing here deletes anything or reads a clock: [`maintenance`](crate::maintenance) deletes what expired, and plans
+//! again first.
 
 mod age;
 mod demand;
 mod forecast;
 mod index;
 mod plan;
+mod references;
 mod terms;
 mod usage;
 
 pub use age::{RECORDED_STEP_MAX, recorded_span};
 pub use forecast::{DAYS_FORECAST, ForecastDay, forecast};
-pub use plan::{Kept, Object, Removed, RetentionPlan, plan};
+pub use plan::{Expiry, Kept, Object, Removed, RetentionPlan, expiry, plan};
 pub use terms::{
     Child, DAYS_DEFAULT, DAYS_MAX, Days, Hold, HoldRange, Policy, Promise, Standing, Terms,
     standing,
 };
-pub use usage::{PackUse, SnapshotBytes, snapshot_bytes};
+pub use usage::{PackUse, Released, SnapshotBytes, snapshot_bytes};

@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::demand::{Demand, Demands};
 use super::index::Index;
 use super::terms::{Promise, Terms};
-use crate::plan::{LineageState, settlements};
+use crate::plan::selection::{runs_of, within};
+use crate::plan::{Forgotten, LineageState, Selection, Settlement, settlements};
 
 /// Something stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -337,17 +338,13 @@ impl Held {
                 }
             }
         }
-        let mut runs: Vec<RangeInclusive<u64>> = Vec::new();
-        let mut open = false;
-        for (piece, keep) in index.state.pieces.iter().zip(keeps) {
-            match runs.last_mut() {
-                Some(last) if open && !keep => *last = *last.start()..=piece.entry,
-                _ if !keep => runs.push(piece.entry..=piece.entry),
-                _ => {}
-            }
-            open = !keep;
-        }
-        runs
+        let pieces = index.state.pieces.iter().zip(keeps);
+        let gone: BTreeSet<u64> = pieces
+            .filter(|(_, keep)| !keep)
+            .map(|(piece, _)| piece.entry)
+            .collect();
+        let all = index.state.pieces.iter().map(|piece| piece.entry);
+        runs_of(all, |entry| gone.contains(&entry))
     }
 }
 
@@ -356,6 +353,59 @@ fn holds_names(demand: &Demand, entry: u64) -> bool {
         .names
         .as_ref()
         .is_some_and(|range| range.contains(&entry))
+}
+
+/// What goes of a lineage.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Expiry {
+    /// What no promise holds.
+    pub selection: Selection,
+    /// The moments that it had settled. A moment that can be restored to means the same as before: an entry that
+    /// settled nothing, since another one had settled its moments, must not come to settle them when that one goes.
+    pub forgotten: Vec<Forgotten>,
+}
+
+/// What none of `plans` keeps of `state`, of which they were made.
+pub fn expiry(state: &LineageState, plans: &[RetentionPlan]) -> Expiry {
+    let any = |keeps: &dyn Fn(&RetentionPlan) -> bool| plans.iter().any(keeps);
+    let settling = settlements(state);
+    let entries: BTreeSet<u64> = settling.iter().map(|it| it.entry).collect();
+    let keeps_piece = |entry| any(&|plan| plan.keeps_piece(entry));
+    let keeps_settled =
+        |entry: u64| entries.contains(&entry) && any(&|plan| plan.keeps_settled(entry));
+    let pieces = state.pieces.iter().map(|it| it.entry);
+    let settled = state.settled.iter().map(|it| it.entry);
+    let names = state.names.iter().map(|it| it.entry);
+    let bases = state.base_backups.iter().map(|it| it.entry);
+    let selection = Selection {
+        base_backups: bases
+            .filter(|entry| !any(&|plan| plan.keeps_base_backup(*entry)))
+            .collect(),
+        pieces: runs_of(pieces, |entry| !keeps_piece(entry)),
+        settled: runs_of(settled, |entry| !keeps_settled(entry)),
+        names: runs_of(names, |entry| !any(&|plan| plan.keeps_names(entry))),
+    };
+    let goes = |it: &Settlement| {
+        let runs = if it.last_record.is_some() {
+            &selection.settled
+        } else {
+            &selection.pieces
+        };
+        within(runs, it.entry)
+    };
+    // Of those that follow each other the last one says all.
+    let next = settling.iter().skip(1).map(Some).chain([None]);
+    let forgotten = (settling.iter().zip(next))
+        .filter(|(it, next)| goes(it) && !next.is_some_and(goes))
+        .map(|(it, _)| Forgotten {
+            entry: it.entry,
+            through: it.high,
+        })
+        .collect();
+    Expiry {
+        selection,
+        forgotten,
+    }
 }
 
 /// The spans of a demand without overlap.
@@ -390,12 +440,6 @@ fn joined(mut ranges: Vec<RangeInclusive<u64>>) -> Vec<RangeInclusive<u64>> {
         }
     }
     out
-}
-
-fn within(ranges: &[RangeInclusive<u64>], entry: u64) -> bool {
-    let after = ranges.partition_point(|range| *range.start() <= entry);
-    let range = after.checked_sub(1).and_then(|at| ranges.get(at));
-    range.is_some_and(|range| range.contains(&entry))
 }
 
 impl RetentionPlan {
@@ -449,23 +493,14 @@ impl RetentionPlan {
     }
 
     /// What is left of `state`, of which this plan was made, once it is carried out. Branches and gaps stay.
-    ///
-    /// A moment that can be restored to means the same as before: an entry that settled nothing, since another
-    /// one had settled its moments, must not come to settle them when that one goes.
     pub fn remaining(&self, state: &LineageState) -> LineageState {
-        let settling: BTreeSet<u64> = settlements(state).iter().map(|it| it.entry).collect();
         let mut left = state.clone();
-        left.pieces.retain(|piece| self.keeps_piece(piece.entry));
-        for piece in &mut left.pieces {
-            if !settling.contains(&piece.entry) {
-                piece.settled_after = piece.settled_before;
-            }
-        }
-        left.settled
-            .retain(|it| self.keeps_settled(it.entry) && settling.contains(&it.entry));
-        left.base_backups
-            .retain(|base| self.keeps_base_backup(base.entry));
-        left.names.retain(|names| self.keeps_names(names.entry));
+        let Expiry {
+            selection,
+            forgotten,
+        } = expiry(state, std::slice::from_ref(self));
+        drop(left.take(&selection));
+        left.forget(&forgotten, []);
         left.partial = left.partial.filter(|_| self.partial);
         left
     }

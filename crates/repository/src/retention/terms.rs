@@ -61,6 +61,16 @@ pub struct Policy {
     pub backtrack: Duration,
 }
 
+impl Policy {
+    /// That of a cluster.
+    pub fn of(cluster: &Cluster) -> Self {
+        Self {
+            retention: cluster.retention.unwrap_or(DAYS_DEFAULT),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Policy {
     fn default() -> Self {
         Self {

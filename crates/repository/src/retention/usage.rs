@@ -13,12 +13,25 @@ use serde::Serialize;
 
 use super::plan::{Object, RetentionPlan};
 use super::terms::Promise;
+use crate::layout;
 use crate::pages::manifest::Manifest;
 use crate::plan::ObjectRef;
+
+/// In which role a base backup refers to an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Role {
+    /// It holds pages or blobs.
+    Pack,
+    /// It holds parts of the page map.
+    Manifest,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Life {
     bytes: u64,
+    /// The lineage under whose name it is stored.
+    home: LineageId,
+    role: Role,
     first: usize,
     last: usize,
 }
@@ -42,14 +55,30 @@ impl PackUse {
         let parts = (manifest.parts().iter())
             .map(|part| part.handle.object)
             .filter(|object| last.replace(object.object) != Some(object.object));
-        self.add_objects(lineage, entry, packs.chain(own).chain(parts));
+        self.add_all(lineage, entry, Role::Pack, packs);
+        self.add_all(lineage, entry, Role::Manifest, own.chain(parts));
     }
 
-    /// As [`Self::add`], of a base backup that refers to `objects`.
+    /// Whether a base backup was added.
+    pub fn knows(&self, lineage: LineageId, entry: u64) -> bool {
+        self.numbers.contains_key(&(lineage, entry))
+    }
+
+    /// As [`Self::add`], of a base backup that refers to `packs`.
     pub fn add_objects(
         &mut self,
         lineage: LineageId,
         entry: u64,
+        packs: impl IntoIterator<Item = ObjectRef>,
+    ) {
+        self.add_all(lineage, entry, Role::Pack, packs);
+    }
+
+    fn add_all(
+        &mut self,
+        lineage: LineageId,
+        entry: u64,
+        role: Role,
         objects: impl IntoIterator<Item = ObjectRef>,
     ) {
         let next = self.numbers.len();
@@ -57,6 +86,8 @@ impl PackUse {
         for object in objects {
             let life = self.lives.entry((object.object, lineage)).or_insert(Life {
                 bytes: object.len,
+                home: object.lineage,
+                role,
                 first: number,
                 last: number,
             });
@@ -89,10 +120,65 @@ impl PackUse {
         counted.values().sum()
     }
 
+    /// What goes with the base backups `gone` of `lineage`, where those of `left` stay, of this lineage and of those born
+    /// of it: objects of the lineage that no base backup that stays refers to.
+    pub fn released(
+        &self,
+        lineage: LineageId,
+        gone: &BTreeSet<u64>,
+        left: &BTreeSet<(LineageId, u64)>,
+    ) -> Released {
+        let numbers = |(of, entry): (LineageId, u64)| Some((of, *self.numbers.get(&(of, entry))?));
+        let gone: BTreeSet<usize> = (gone.iter())
+            .filter_map(|entry| numbers((lineage, *entry)))
+            .map(|(_, number)| number)
+            .collect();
+        let mut stays: BTreeMap<LineageId, BTreeSet<usize>> = BTreeMap::new();
+        for (of, number) in left.iter().copied().filter_map(numbers) {
+            stays.entry(of).or_default().insert(number);
+        }
+        let within = |numbers: &BTreeSet<usize>, life: &Life| {
+            numbers.range(life.first..=life.last).next().is_some()
+        };
+        let used = |of: &LineageId, life: &Life| stays.get(of).is_some_and(|it| within(it, life));
+        let mut released = Released::default();
+        for ((object, of), life) in &self.lives {
+            if *of != lineage || life.home != lineage || !within(&gone, life) || used(of, life) {
+                continue;
+            }
+            let elsewhere = stays.keys().any(|of| {
+                let life = self.lives.get(&(*object, *of));
+                life.is_some_and(|life| used(of, life))
+            });
+            match (elsewhere, life.role) {
+                (true, _) => released.held_elsewhere += 1,
+                (false, Role::Pack) => released.packs.push(layout::pack(lineage, *object)),
+                (false, Role::Manifest) => {
+                    (released.manifests).push(layout::manifest(lineage, *object));
+                }
+            }
+            released.bytes += if elsewhere { 0 } else { life.bytes };
+        }
+        released
+    }
+
     /// Objects known.
     pub fn objects(&self) -> usize {
         self.lives.len()
     }
+}
+
+/// See [`PackUse::released`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Released {
+    /// Names of packs.
+    pub packs: Vec<String>,
+    /// Names of manifests. They tell which packs go, so they go after these.
+    pub manifests: Vec<String>,
+    /// Stored bytes of both.
+    pub bytes: u64,
+    /// Objects that only base backups of other lineages refer to.
+    pub held_elsewhere: u64,
 }
 
 /// What a snapshot takes.

@@ -1,0 +1,292 @@
+//! Letting go of what no promise holds, by law 4: plan with reasons, mark, wait out the grace period, look at every
+//! promise again, delete.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use borealis_base::{LineageId, Timestamp};
+
+use super::turn::Turn;
+use crate::catalog::Lineage;
+use crate::ledger::{Expired, LedgerReader, Maintainer, Mark, Rule};
+use crate::pages::fetch::Fetcher;
+use crate::pages::manifest::Manifest;
+use crate::plan::selection::{runs_of, within};
+use crate::plan::{LineageState, ObjectRef, Selected, Selection};
+use crate::retention::{Expiry, PackUse, Released, expiry, plan};
+use crate::{Error, Repository, Result, layout};
+
+/// How often it is planned what has expired.
+const PLAN_EVERY: Duration = Duration::from_hours(1);
+
+/// Lets what no promise holds expire, for one lineage.
+pub(super) struct Expiring<'a> {
+    repository: &'a Repository,
+    lineage: Lineage,
+    /// Objects of all base backups that were seen so far.
+    packs: PackUse,
+    /// When it was last planned, by the clock that never steps.
+    planned_at: Option<Duration>,
+}
+
+/// Base backups that share objects, by lineage and entry, with their manifests.
+type Bases = BTreeMap<(LineageId, u64), ObjectRef>;
+
+impl<'a> Expiring<'a> {
+    pub(super) fn new(repository: &'a Repository, lineage: Lineage) -> Self {
+        Self {
+            repository,
+            lineage,
+            packs: PackUse::default(),
+            planned_at: None,
+        }
+    }
+
+    /// Whether there is something to say.
+    pub(super) async fn is_due(
+        &mut self,
+        reader: &LedgerReader,
+        grace: Duration,
+        may_delete: bool,
+    ) -> Result<bool> {
+        let marks = reader.marks();
+        if marks
+            .iter()
+            .any(|it| it.dated.is_none() || (it.checked && may_delete))
+        {
+            return Ok(true);
+        }
+        let present = reader.present().await?;
+        if marks.iter().any(|mark| is_old(mark, grace, present)) {
+            return Ok(true);
+        }
+        if !self.is_time_to_plan() {
+            return Ok(false);
+        }
+        let expired = self.plan(reader.state(), &[], present).await?;
+        if expired.selection.is_empty() {
+            self.planned();
+        }
+        Ok(!expired.selection.is_empty())
+    }
+
+    fn is_time_to_plan(&self) -> bool {
+        let now = self.lineage.clock().elapsed();
+        self.planned_at
+            .is_none_or(|at| now.saturating_sub(at) >= PLAN_EVERY)
+    }
+
+    fn planned(&mut self) {
+        self.planned_at = Some(self.lineage.clock().elapsed());
+    }
+
+    /// What of `state`, with what is `marked` put back, no promise holds.
+    ///
+    /// What a scrub found damaged may be healed: it goes only if it would go whole as well. And what serves in its
+    /// place is held, too.
+    async fn plan(
+        &self,
+        state: &LineageState,
+        marked: &[&Mark],
+        present: Timestamp,
+    ) -> Result<Expiry> {
+        let mut stored = state.clone();
+        for mark in marked {
+            stored.put_back(mark.selected.clone());
+        }
+        stored.pins = self.lineage.pins().await?.all().to_vec();
+        let mut sound = stored.clone();
+        sound.withdraw(&self.lineage.known_damage().await?);
+        // A clock that is late keeps too much rather than too little.
+        let now = present.min(self.lineage.clock().now());
+        let terms = (self.repository).terms_of(self.lineage.id(), &stored, now);
+        let terms = terms.await?;
+        let plans = [plan(&stored, &terms, now), plan(&sound, &terms, now)];
+        Ok(expiry(&stored, &plans))
+    }
+
+    /// Looks again at the promises for what was marked a grace period ago, then marks what has expired since.
+    pub(super) async fn mark_and_check(
+        &mut self,
+        maintainer: &mut Maintainer,
+        grace: Duration,
+        turn: &mut Turn,
+    ) -> Result<()> {
+        maintainer.date_marks().await?;
+        let present = maintainer.reader().present().await?;
+        self.check(maintainer, grace, present, turn).await?;
+        if !self.is_time_to_plan() {
+            return Ok(());
+        }
+        let expired = self.plan(maintainer.state(), &[], present).await?;
+        self.planned();
+        if expired.selection.is_empty() {
+            return Ok(());
+        }
+        let gone = maintainer.state().clone().take(&expired.selection);
+        turn.expired_base_backups += gone.base_backups.len() as u64;
+        turn.expired_bytes += gone.bytes();
+        let Expiry {
+            selection,
+            forgotten,
+        } = expired;
+        let expired = Expired {
+            selection,
+            forgotten,
+        };
+        maintainer.expire(expired).await?;
+        maintainer.date_marks().await
+    }
+
+    async fn check(
+        &self,
+        maintainer: &mut Maintainer,
+        grace: Duration,
+        present: Timestamp,
+        turn: &mut Turn,
+    ) -> Result<()> {
+        let marks: Vec<Mark> = maintainer.reader().marks().to_vec();
+        let grace = if self.lineage.keeps(Rule::Grace) {
+            grace
+        } else {
+            Duration::ZERO
+        };
+        let old: Vec<&Mark> = (marks.iter())
+            .filter(|mark| is_old(mark, grace, present))
+            .collect();
+        if old.is_empty() {
+            return Ok(());
+        }
+        // All marks are lifted: what a promise needs may have gone with several.
+        let open: Vec<&Mark> = marks.iter().filter(|mark| !mark.checked).collect();
+        let expired = self.plan(maintainer.state(), &open, present).await?;
+        for mark in old {
+            let mut kept = outside(&mark.selected, &expired.selection);
+            if !self.lineage.keeps(Rule::SecondCheck) {
+                kept = Selection::default();
+            }
+            turn.kept_after_all += mark.selected.clone().take(&kept).bytes();
+            maintainer.checked(mark.number, kept).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what is left in the first checked mark that can be; false where there is none.
+    ///
+    /// # Errors
+    /// Refused where the right to delete is missing: nothing is lost by that but room.
+    pub(super) async fn delete_one(
+        &mut self,
+        maintainer: &mut Maintainer,
+        turn: &mut Turn,
+    ) -> Result<bool> {
+        let marks: Vec<Mark> = maintainer.reader().marks().to_vec();
+        for mark in marks.iter().filter(|mark| mark.checked) {
+            let pages = match self.pages(maintainer.reader(), mark).await {
+                Ok(pages) => pages,
+                // What can't be read may refer to anything.
+                Err(
+                    error @ (Error::Damaged { .. } | Error::Missing { .. } | Error::Refused { .. }),
+                ) => {
+                    tracing::warn!(%error, "no pages are deleted: a manifest that tells which are needed can't be read");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let lowest = maintainer.removed_below().await?;
+            let mut first = log_objects(self.lineage.id(), &mark.selected, lowest);
+            let log: u64 = mark.selected.pieces.iter().map(|it| it.stored_bytes).sum();
+            first.extend(pages.packs);
+            let objects = (first.len() + pages.manifests.len()) as u64;
+            maintainer.delete([first, pages.manifests]).await?;
+            turn.deleted += objects;
+            if pages.held_elsewhere == 0 {
+                turn.deleted_bytes += log + pages.bytes;
+                maintainer.deleted(mark.number).await?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The objects of pages that go with a checked mark.
+    async fn pages(&mut self, reader: &LedgerReader, mark: &Mark) -> Result<Released> {
+        let gone = &mark.selected.base_backups;
+        if gone.is_empty() {
+            return Ok(Released::default());
+        }
+        let own = self.lineage.id();
+        let mut left = bases_of(own, reader);
+        left.retain(|(_, entry), _| !gone.iter().any(|base| base.entry == *entry));
+        let mut fetchers = BTreeMap::from([(own, Fetcher::of(&self.lineage))]);
+        for lineage in self.repository.descendants(own).await? {
+            left.extend(bases_of(lineage.id(), &lineage.reader().await?));
+            fetchers.insert(lineage.id(), Fetcher::of(&lineage));
+        }
+        let mut all = left.clone();
+        all.extend((gone.iter()).map(|base| ((own, base.entry), base.manifest)));
+        for ((lineage, entry), manifest) in all {
+            let Some(fetcher) = fetchers.get(&lineage) else {
+                continue;
+            };
+            if self.packs.knows(lineage, entry) {
+                continue;
+            }
+            match Manifest::load_any(fetcher, &manifest).await {
+                Ok(manifest) => self.packs.add(lineage, entry, &manifest),
+                // It was deleted by whoever was interrupted before saying so; its packs before it.
+                Err(Error::Missing { .. }) if !left.contains_key(&(lineage, entry)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let gone: BTreeSet<u64> = gone.iter().map(|base| base.entry).collect();
+        let mut left: BTreeSet<(LineageId, u64)> = left.into_keys().collect();
+        if !self.lineage.keeps(Rule::SharedPages) {
+            left.clear();
+        }
+        Ok(self.packs.released(own, &gone, &left))
+    }
+}
+
+/// Whether it is time to look at the promises again for what was marked.
+fn is_old(mark: &Mark, grace: Duration, present: Timestamp) -> bool {
+    !mark.checked && (mark.dated).is_some_and(|dated| present.since(dated) >= grace)
+}
+
+/// What is in `selected` and not in `selection`.
+fn outside(selected: &Selected, selection: &Selection) -> Selection {
+    let pieces = selected.pieces.iter().map(|it| it.entry);
+    let settled = selected.settled.iter().map(|it| it.entry);
+    let names = selected.names.iter().map(|it| it.entry);
+    let bases = selected.base_backups.iter().map(|it| it.entry);
+    Selection {
+        base_backups: bases
+            .filter(|it| !selection.base_backups.contains(it))
+            .collect(),
+        pieces: runs_of(pieces, |entry| !within(&selection.pieces, entry)),
+        settled: runs_of(settled, |entry| !within(&selection.settled, entry)),
+        names: runs_of(names, |entry| !within(&selection.names, entry)),
+    }
+}
+
+/// All base backups that a lineage names, also those that are hidden and not deleted yet, and the partial one.
+fn bases_of(lineage: LineageId, reader: &LedgerReader) -> Bases {
+    let state = reader.state();
+    let hidden = (reader.marks().iter()).flat_map(|mark| &mark.selected.base_backups);
+    let bases = (state.base_backups.iter().chain(hidden)).map(|base| (base.entry, base.manifest));
+    (bases.chain(state.partial.iter().map(|it| (it.entry, it.manifest))))
+        .map(|(entry, manifest)| ((lineage, entry), manifest))
+        .collect()
+}
+
+/// The objects of log and names that can be deleted: of ledger entries those below `lowest`. The others are links of the
+/// chain yet, and go when the floor has risen above them, since nothing names them.
+fn log_objects(lineage: LineageId, selected: &Selected, lowest: u64) -> Vec<String> {
+    let pieces = (selected.pieces.iter())
+        .filter(|piece| piece.merged.is_some() || piece.entry < lowest)
+        .map(|piece| piece.object_name(lineage));
+    let names = (selected.names.iter()).filter(|names| names.entry < lowest);
+    pieces
+        .chain(names.map(|names| layout::entry(lineage, names.entry)))
+        .collect()
+}
