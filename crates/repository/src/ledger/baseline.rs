@@ -3,6 +3,8 @@
 //! It is a function of these entries alone, so it does not matter who writes it. A row of it says of one
 //! entry what the state keeps, in the words of the entry's own body.
 
+use std::time::Duration;
+
 use borealis_base::{ObjectId, Timestamp};
 use bytes::Bytes;
 use prost::Message;
@@ -20,7 +22,7 @@ use crate::object::{
     Compression, ObjectBuilder, ObjectKind, ObjectView, PreparedFrame, SealedObject, fetch_with,
 };
 use crate::pages::fetch::check_identity;
-use crate::plan::{Merged, ObjectRef, PieceSummary, Selected, SettledSummary};
+use crate::plan::{Merged, ObjectRef, PieceSummary, Run, Selected, SettledSummary};
 use crate::{Error, Result, layout};
 
 /// Bytes of rows at which another frame begins.
@@ -88,7 +90,7 @@ fn frames(fold: &Fold) -> Vec<PreparedFrame> {
         log_unit: fold.state.log_unit,
         read_back: fold.state.read_back,
         retired: fold.state.retired.clone(),
-        run: fold.run.as_ref().map(|run| row(summary::of_settled(run))),
+        run: fold.run.as_ref().map(row_of_settled),
         removed: fold.removed,
         forgotten: (fold.state.forgotten.iter())
             .map(ForgottenMessage::of)
@@ -116,10 +118,9 @@ fn frames(fold: &Fold) -> Vec<PreparedFrame> {
 
 fn all_rows(fold: &Fold) -> impl Iterator<Item = RowMessage> {
     let state = &fold.state;
-    let others = (state.base_backups.iter().map(summary::of_base_backup))
-        .chain(state.partial.iter().map(summary::of_partial))
-        .chain(state.settled.iter().map(summary::of_settled))
-        .chain(state.gaps.iter().map(summary::of_gap))
+    let bases = (state.base_backups.iter().map(summary::of_base_backup))
+        .chain(state.partial.iter().map(summary::of_partial));
+    let others = (state.gaps.iter().map(summary::of_gap))
         .chain(state.names.iter().map(summary::of_names))
         .chain((state.branches.iter()).map(|(branch, s)| summary::of_branch(*branch, s)));
     let marked = fold.marks.0.iter().flat_map(|mark| {
@@ -129,15 +130,18 @@ fn all_rows(fold: &Fold) -> impl Iterator<Item = RowMessage> {
         })
     });
     (state.pieces.iter().map(row_of_piece))
+        .chain(bases.map(row))
+        .chain(state.settled.iter().map(row_of_settled))
         .chain(others.map(row))
         .chain(marked)
 }
 
 fn selected_rows(selected: &Selected) -> impl Iterator<Item = RowMessage> {
-    let others = (selected.base_backups.iter().map(summary::of_base_backup))
-        .chain(selected.settled.iter().map(summary::of_settled))
-        .chain(selected.names.iter().map(summary::of_names));
-    (selected.pieces.iter().map(row_of_piece)).chain(others.map(row))
+    let names = selected.names.iter().map(summary::of_names);
+    (selected.pieces.iter().map(row_of_piece))
+        .chain((selected.base_backups.iter()).map(|it| row(summary::of_base_backup(it))))
+        .chain(selected.settled.iter().map(row_of_settled))
+        .chain(names.map(row))
 }
 
 fn row_of_piece(piece: &PieceSummary) -> RowMessage {
@@ -165,6 +169,18 @@ fn row((stored, body): (Stored, EntryBody)) -> RowMessage {
         },
         merged: None,
         mark: 0,
+        run_since: None,
+        run_lasted: 0,
+    }
+}
+
+fn row_of_settled(settled: &SettledSummary) -> RowMessage {
+    let run = Some(settled.run).filter(|run| *run != Run::at(settled.recorded_at));
+    let micros = |lasted: Duration| u64::try_from(lasted.as_micros()).unwrap_or(u64::MAX);
+    RowMessage {
+        run_since: run.map(|run| run.since.0),
+        run_lasted: run.map_or(0, |run| micros(run.lasted)),
+        ..row(summary::of_settled(settled))
     }
 }
 
@@ -205,8 +221,19 @@ fn read_root(fold: &mut Fold, root: &RootMessage) -> Option<()> {
 
 fn read_run(row: &RowMessage) -> Option<SettledSummary> {
     match message::decode(row.body.clone()) {
-        Ok(EntryBody::Settled(settled)) => Some(summary::settled(read_stored(row)?, &settled)),
+        Ok(EntryBody::Settled(settled)) => Some(SettledSummary {
+            run: read_settled_run(row),
+            ..summary::settled(read_stored(row)?, &settled)
+        }),
         _ => None,
+    }
+}
+
+/// How long a record had been settled again and again.
+fn read_settled_run(row: &RowMessage) -> Run {
+    Run {
+        since: Timestamp(row.run_since.unwrap_or(row.recorded_at)),
+        lasted: Duration::from_micros(row.run_lasted),
     }
 }
 
@@ -264,7 +291,12 @@ fn read_row(name: &str, fold: &mut Fold, row: RowMessage) -> Result<()> {
         .as_ref()
         .map(|m| read_merged(m).ok_or_else(malformed));
     let merged = merged.transpose()?;
+    let run = read_settled_run(&row);
     let body = message::decode(row.body).map_err(|bad| bad.error(name))?;
+    let settled = |settled| SettledSummary {
+        run,
+        ..summary::settled(stored, &settled)
+    };
     if row.mark > 0 {
         let mut marks = fold.marks.0.iter_mut();
         let mark = marks.find(|mark| mark.number == row.mark);
@@ -276,7 +308,7 @@ fn read_row(name: &str, fold: &mut Fold, row: RowMessage) -> Result<()> {
             EntryBody::BaseBackup(it) => {
                 (selected.base_backups).push(summary::base_backup(stored, &it));
             }
-            EntryBody::Settled(it) => selected.settled.push(summary::settled(stored, &it)),
+            EntryBody::Settled(it) => selected.settled.push(settled(it)),
             EntryBody::Names(names) => selected.names.push(summary::names(stored, &names)),
             _ => return Err(malformed()),
         }
@@ -287,7 +319,7 @@ fn read_row(name: &str, fold: &mut Fold, row: RowMessage) -> Result<()> {
         EntryBody::LogPiece(piece) => state.pieces.push(summary::piece(stored, piece, merged)),
         EntryBody::BaseBackup(b) => state.base_backups.push(summary::base_backup(stored, &b)),
         EntryBody::PartialBaseBackup(b) => state.partial = Some(summary::partial(stored, &b)),
-        EntryBody::Settled(settled) => state.settled.push(summary::settled(stored, &settled)),
+        EntryBody::Settled(it) => state.settled.push(settled(it)),
         EntryBody::Gap(gap) => state.gaps.push(summary::gap(stored, gap)),
         EntryBody::Names(names) => state.names.push(summary::names(stored, &names)),
         EntryBody::BranchStarted(started) => {

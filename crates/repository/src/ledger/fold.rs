@@ -10,7 +10,8 @@ use super::maintenance::{self, FloorPlanned, LogMerged, MaintenanceBody};
 use super::summary::{self, Stored};
 use super::{Opened, Role, Shape, message};
 use crate::numbered::{Chain, Item};
-use crate::plan::{LineageState, SettledSummary};
+use crate::plan::{LineageState, Run, SettledSummary};
+use crate::retention::RECORDED_STEP_MAX;
 use crate::{Error, Result};
 
 /// An epoch as its writer's first entry tells it.
@@ -209,6 +210,14 @@ impl Fold {
             // It settles nothing.
             Some(run) if settled.through <= run.through => self.run = Some(run),
             Some(run) => {
+                let passed = settled.recorded_at.since(run.recorded_at);
+                let settled = SettledSummary {
+                    run: Run {
+                        since: run.run.since,
+                        lasted: run.run.lasted + passed.min(RECORDED_STEP_MAX),
+                    },
+                    ..settled
+                };
                 // Merged log may have taken the run in as far as it had come.
                 if list.last().is_some_and(|last| last.entry == run.entry) {
                     list.pop();

@@ -336,6 +336,11 @@ pub(super) struct RowMessage {
     /// With which maintenance entry it has expired; zero where it has not.
     #[prost(uint64, tag = "7")]
     pub(super) mark: u64,
+    /// Of settled moments, when the first of their run was recorded, and the microseconds that are believed to have passed.
+    #[prost(sint64, optional, tag = "8")]
+    pub(super) run_since: Option<i64>,
+    #[prost(uint64, tag = "9")]
+    pub(super) run_lasted: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

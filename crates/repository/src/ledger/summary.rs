@@ -9,7 +9,7 @@ use super::body::{
 use crate::object::HeadDigest;
 use crate::plan::{
     BaseBackupSummary, BranchSummary, GapSummary, Merged, NamesSummary, PartialSummary,
-    PieceSummary, SettledSummary,
+    PieceSummary, Run, SettledSummary,
 };
 
 /// Which entry says something, and how it is stored.
@@ -140,6 +140,7 @@ pub(super) fn settled(stored: Stored, settled: &Settled) -> SettledSummary {
         branch: settled.branch,
         through: settled.through,
         last_record: settled.last_record,
+        run: Run::at(stored.recorded_at),
     }
 }
 

@@ -31,6 +31,6 @@ pub use selection::{Runs, Selected, Selection};
 pub use settlement::{Settlement, settlements};
 pub use state::{
     BaseBackupSummary, BranchSummary, Forgotten, GapSummary, LineageState, Merged, NamesSummary,
-    ObjectRef, PartialSummary, PieceSummary, PinSummary, SettledSummary,
+    ObjectRef, PartialSummary, PieceSummary, PinSummary, Run, SettledSummary,
 };
 pub use windows::{Edge, KnownSteps, Window, steps_wanted, windows, windows_with};

@@ -4,6 +4,7 @@
 //! windows, restore plans, pin retention and verification rest on the same facts.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use borealis_base::{Branch, LineageId, ObjectId, Position, RecordSpan, Timestamp};
 use bytes::Bytes;
@@ -183,6 +184,28 @@ pub struct SettledSummary {
     pub through: Timestamp,
     /// The last record a restore to such a moment replays.
     pub last_record: RecordSpan,
+    /// How long the same record had been settled again and again before, of which only this entry is kept.
+    pub run: Run,
+}
+
+/// Entries that follow each other and of which only the last one is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// When the first was written, by the writer's clock.
+    pub since: Timestamp,
+    /// The time between them as far as each step is believed, see
+    /// [`RECORDED_STEP_MAX`](crate::retention::RECORDED_STEP_MAX).
+    pub lasted: Duration,
+}
+
+impl Run {
+    /// A single entry.
+    pub const fn at(recorded_at: Timestamp) -> Self {
+        Self {
+            since: recorded_at,
+            lasted: Duration::ZERO,
+        }
+    }
 }
 
 /// Moments that entries had settled of which nothing is kept any more: they expired.

@@ -102,6 +102,7 @@ impl Ledger {
             branch: Branch(branch),
             through: Timestamp(through),
             last_record: last,
+            run: Run::at(Timestamp(through)),
         });
         self
     }

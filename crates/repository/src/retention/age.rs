@@ -4,7 +4,8 @@
 //! newest entry back, by the times at which entries were recorded; between two neighbours at most
 //! [`RECORDED_STEP_MAX`] counts. A clock that jumps ten years ahead
 //! makes what came before an hour older; one that steps back makes nothing younger. Outages count for less
-//! than they lasted, so that a window is kept too long rather than too short.
+//! than they lasted, so that a window is kept too long rather than too short. What stands for entries that are not kept
+//! brings their steps with it: an idle cluster's history ages like any other.
 
 use std::time::Duration;
 
@@ -16,16 +17,56 @@ use crate::plan::LineageState;
 /// records one at least every 30 seconds.
 pub const RECORDED_STEP_MAX: Duration = Duration::from_secs(3_600);
 
+/// The most that lies between the first and the last part of merged log: [`Limits::age`](crate::maintenance::Limits).
+const MERGED_AGE_MAX: Duration = Duration::from_secs(3_600);
+
 /// Recorded entries in order, each with its age in microseconds.
 #[derive(Debug, Clone)]
 pub(super) struct Ages(Vec<(u64, u64)>);
 
-fn recorded(state: &LineageState) -> Vec<(u64, Timestamp)> {
-    let mut all: Vec<(u64, Timestamp)> = (state.pieces.iter())
-        .map(|piece| (piece.entry, piece.recorded_at))
-        .chain((state.settled.iter()).map(|settled| (settled.entry, settled.recorded_at)))
-        .chain((state.base_backups.iter()).map(|base| (base.entry, base.recorded_at)))
-        .collect();
+/// An entry that stands for some that are not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Recorded {
+    entry: u64,
+    at: Timestamp,
+    /// When the first of them was recorded.
+    since: Timestamp,
+    /// The time that is believed to have passed since the first,
+    lasted: Duration,
+    /// and, where `since` is not known, might have.
+    might_last: Duration,
+}
+
+impl Recorded {
+    fn alone(entry: u64, at: Timestamp) -> Self {
+        Self {
+            entry,
+            at,
+            since: at,
+            lasted: Duration::ZERO,
+            might_last: Duration::ZERO,
+        }
+    }
+
+    /// The time that is believed to have passed from `older` to this one.
+    fn passed_since(&self, older: Timestamp) -> Duration {
+        let step = (self.since.since(older)).min(RECORDED_STEP_MAX + self.might_last);
+        step.saturating_add(self.lasted)
+    }
+}
+
+fn recorded(state: &LineageState) -> Vec<Recorded> {
+    let pieces = state.pieces.iter().map(|piece| Recorded {
+        might_last: piece.merged.map_or(Duration::ZERO, |_| MERGED_AGE_MAX),
+        ..Recorded::alone(piece.entry, piece.recorded_at)
+    });
+    let settled = state.settled.iter().map(|settled| Recorded {
+        since: settled.run.since,
+        lasted: settled.run.lasted,
+        ..Recorded::alone(settled.entry, settled.recorded_at)
+    });
+    let bases = (state.base_backups.iter()).map(|it| Recorded::alone(it.entry, it.recorded_at));
+    let mut all: Vec<Recorded> = pieces.chain(settled).chain(bases).collect();
     all.sort_unstable();
     all
 }
@@ -51,15 +92,15 @@ pub fn recorded_span(state: &LineageState) -> Duration {
 impl Ages {
     pub(super) fn of(state: &LineageState) -> Self {
         let mut all: Vec<(u64, u64)> = Vec::new();
-        let mut newer: Option<(Timestamp, u64)> = None;
-        for (entry, at) in recorded(state).into_iter().rev() {
+        let mut newer: Option<(Recorded, u64)> = None;
+        for recorded in recorded(state).into_iter().rev() {
             let age = newer.map_or(0, |(later, age)| {
-                let passed = later.since(at).min(RECORDED_STEP_MAX);
+                let passed = later.passed_since(recorded.at);
                 let passed = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX);
                 age.saturating_add(passed)
             });
-            all.push((entry, age));
-            newer = Some((at, age));
+            all.push((recorded.entry, age));
+            newer = Some((recorded, age));
         }
         all.reverse();
         Self(all)

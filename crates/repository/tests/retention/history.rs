@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use borealis_base::{Branch, LineageId, ObjectId, Position, RecordSpan, TimeStep, Timestamp};
 use borealis_repository::plan::{
     BaseBackupSummary, BranchSummary, GapSummary, LineageState, Located, NamesSummary, ObjectRef,
-    PartialSummary, PieceSummary, PinSummary, PlanError, ResolvedTarget, SettledSummary, Target,
-    locate,
+    PartialSummary, PieceSummary, PinSummary, PlanError, ResolvedTarget, Run, SettledSummary,
+    Target, locate,
 };
 use bytes::Bytes;
 
@@ -106,6 +106,7 @@ impl History {
             branch: Branch(branch),
             through: Timestamp(through),
             last_record: last,
+            run: Run::at(Timestamp(at)),
         });
         self
     }
