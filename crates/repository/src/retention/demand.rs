@@ -296,7 +296,8 @@ impl Demands<'_> {
         // The settlement before each must stay as it is; most lie within what was just added.
         for (before, straddling) in earlier {
             let inside = before.branch == branch && before.position > from && !straddling;
-            if !inside {
+            // Only a settlement that is a piece goes with the log.
+            if !inside || before.last_record.is_some() {
                 demand.settled.push(before.entry..=before.entry);
                 demand.log.extend(self.index.piece_of(before.entry));
             }
