@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! Expired (the mark) ──> Dated ── grace ──> Checked ── objects deleted ──> Deleted
-//!   hidden from readers                       └─ what is promised after all comes back
+//!   hidden from readers    └─ Kept            └─ what is promised after all comes back
 //! ```
 
 use std::ops::RangeInclusive;
@@ -32,9 +32,10 @@ pub struct Dated {
     pub at: Timestamp,
 }
 
-/// See [`MaintenanceBody::Checked`](super::MaintenanceBody::Checked).
+/// See [`MaintenanceBody::Kept`](super::MaintenanceBody::Kept) and
+/// [`MaintenanceBody::Checked`](super::MaintenanceBody::Checked).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Checked {
+pub struct Kept {
     /// The mark.
     pub mark: u64,
     /// What some promise holds after all.
@@ -92,18 +93,20 @@ impl Marks {
         }
     }
 
-    pub(super) fn check(
+    /// Brings back what is promised after all; with `last` the rest never comes back.
+    pub(super) fn keep(
         &mut self,
         name: &str,
-        checked: &Checked,
+        it: &Kept,
+        last: bool,
         state: &mut LineageState,
     ) -> Result<()> {
-        let mark = self.0.iter_mut().find(|it| it.number == checked.mark);
+        let mark = self.0.iter_mut().find(|mark| mark.number == it.mark);
         let Some(mark) = mark.filter(|mark| !mark.checked) else {
-            return Err(no_mark(name, checked.mark));
+            return Err(no_mark(name, it.mark));
         };
-        mark.checked = true;
-        state.put_back(mark.selected.take(&checked.kept));
+        mark.checked = last;
+        state.put_back(mark.selected.take(&it.kept));
         Ok(())
     }
 
@@ -175,7 +178,7 @@ pub(super) struct DatedMessage {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct CheckedMessage {
+pub(super) struct KeptMessage {
     #[prost(uint64, tag = "1")]
     mark: u64,
     #[prost(message, optional, tag = "2")]
@@ -288,16 +291,16 @@ impl DatedMessage {
     }
 }
 
-impl CheckedMessage {
-    pub(super) fn of(checked: &Checked) -> Self {
+impl KeptMessage {
+    pub(super) fn of(it: &Kept) -> Self {
         Self {
-            mark: checked.mark,
-            kept: Some(SelectionMessage::of(&checked.kept)),
+            mark: it.mark,
+            kept: Some(SelectionMessage::of(&it.kept)),
         }
     }
 
-    pub(super) fn read(&self) -> Option<Checked> {
-        Some(Checked {
+    pub(super) fn read(&self) -> Option<Kept> {
+        Some(Kept {
             mark: self.mark,
             kept: self.kept.as_ref()?.read()?,
         })

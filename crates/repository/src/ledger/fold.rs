@@ -255,7 +255,8 @@ impl Fold {
                 self.marks.expire(number, &expired, &mut self.state);
             }
             MaintenanceBody::Dated(dated) => self.marks.date(&dated),
-            MaintenanceBody::Checked(it) => self.marks.check(name, &it, &mut self.state)?,
+            MaintenanceBody::Kept(it) => self.marks.keep(name, &it, false, &mut self.state)?,
+            MaintenanceBody::Checked(it) => self.marks.keep(name, &it, true, &mut self.state)?,
             MaintenanceBody::Deleted(it) => self.marks.delete(name, it, &mut self.state)?,
         }
         Ok(())

@@ -118,6 +118,10 @@ pub(crate) fn inspect_maintenance(name: &str, body: Bytes) -> Result<Value> {
                 .collect::<Vec<_>>(),
         }}),
         MaintenanceBody::Dated(b) => json!({"dated": {"through": b.through, "at": b.at}}),
+        MaintenanceBody::Kept(b) => json!({"kept": {
+            "mark": b.mark,
+            "kept": selection(&b.kept),
+        }}),
         MaintenanceBody::Checked(b) => json!({"checked": {
             "mark": b.mark,
             "kept": selection(&b.kept),

@@ -2,7 +2,7 @@
 
 use borealis_base::Timestamp;
 
-use super::expiry::{Checked, Dated, Deleted, Expired, Mark};
+use super::expiry::{Dated, Deleted, Expired, Kept, Mark};
 use super::floor::Floor;
 use super::maintenance::{LogMerged, MaintenanceBody};
 use super::write::{Committed, LedgerWriter, Opening};
@@ -119,12 +119,18 @@ impl Maintainer {
         self.say(&body).await.map(|_| ())
     }
 
-    /// Says what of an expired mark some promise holds after all; the rest may be deleted from here on.
+    /// Brings back what of a mark some promise holds after all.
+    pub async fn keep(&mut self, mark: u64, kept: Selection) -> Result<()> {
+        let body = MaintenanceBody::Kept(Kept { mark, kept });
+        self.say(&body).await.map(|_| ())
+    }
+
+    /// Brings back what of a mark some promise holds after all; the rest may be deleted from here on.
     ///
     /// # Errors
     /// Fenced where a newer maintainer has opened: nothing may be deleted then.
     pub async fn checked(&mut self, mark: u64, kept: Selection) -> Result<()> {
-        let body = MaintenanceBody::Checked(Checked { mark, kept });
+        let body = MaintenanceBody::Checked(Kept { mark, kept });
         self.say(&body).await.map(|_| ())
     }
 

@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::body::{Closed, Opened};
 use super::expiry::{
-    Checked, CheckedMessage, Dated, DatedMessage, Deleted, DeletedMessage, Expired, ExpiredMessage,
+    Dated, DatedMessage, Deleted, DeletedMessage, Expired, ExpiredMessage, Kept, KeptMessage,
 };
 use super::message::{
     BadBody, ClosedMessage, ObjectRefMessage, OpenedMessage, SpanMessage, object_ref, read_ref,
@@ -33,8 +33,10 @@ pub enum MaintenanceBody {
     Expired(Expired),
     /// Marks were there at a time of the store's clock.
     Dated(Dated),
-    /// After the grace period the promises were looked at again; what none holds may be deleted.
-    Checked(Checked),
+    /// Some of what had expired is promised after all: it is there again from here on.
+    Kept(Kept),
+    /// After the grace period the promises were looked at again: so is this, and the rest may be deleted.
+    Checked(Kept),
     /// It is deleted.
     Deleted(Deleted),
 }
@@ -104,6 +106,7 @@ impl MaintenanceBody {
             | Self::FloorPlanned(_)
             | Self::Removed(_)
             | Self::Dated(_)
+            | Self::Kept(_)
             | Self::Checked(_)
             | Self::Deleted(_) => 0,
         }
@@ -138,7 +141,7 @@ impl LogMerged {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct MaintenanceMessage {
-    #[prost(oneof = "MaintenanceKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "MaintenanceKind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     kind: Option<MaintenanceKind>,
 }
 
@@ -159,8 +162,10 @@ enum MaintenanceKind {
     #[prost(message, tag = "7")]
     Dated(DatedMessage),
     #[prost(message, tag = "8")]
-    Checked(CheckedMessage),
+    Kept(KeptMessage),
     #[prost(message, tag = "9")]
+    Checked(KeptMessage),
+    #[prost(message, tag = "10")]
     Deleted(DeletedMessage),
 }
 
@@ -241,7 +246,8 @@ pub(super) fn encode(body: &MaintenanceBody) -> Bytes {
         MaintenanceBody::Removed(b) => MaintenanceKind::Removed(RemovedMessage { floor: b.floor }),
         MaintenanceBody::Expired(b) => MaintenanceKind::Expired(ExpiredMessage::of(b)),
         MaintenanceBody::Dated(b) => MaintenanceKind::Dated(DatedMessage::of(b)),
-        MaintenanceBody::Checked(b) => MaintenanceKind::Checked(CheckedMessage::of(b)),
+        MaintenanceBody::Kept(b) => MaintenanceKind::Kept(KeptMessage::of(b)),
+        MaintenanceBody::Checked(b) => MaintenanceKind::Checked(KeptMessage::of(b)),
         MaintenanceBody::Deleted(b) => MaintenanceKind::Deleted(DeletedMessage::of(*b)),
     };
     MaintenanceMessage { kind: Some(kind) }
@@ -288,6 +294,7 @@ fn read_kind(kind: MaintenanceKind) -> Option<MaintenanceBody> {
         MaintenanceKind::Removed(m) => MaintenanceBody::Removed(Removed { floor: m.floor }),
         MaintenanceKind::Expired(m) => MaintenanceBody::Expired(m.read()?),
         MaintenanceKind::Dated(m) => MaintenanceBody::Dated(m.read()),
+        MaintenanceKind::Kept(m) => MaintenanceBody::Kept(m.read()?),
         MaintenanceKind::Checked(m) => MaintenanceBody::Checked(m.read()?),
         MaintenanceKind::Deleted(m) => MaintenanceBody::Deleted(m.read()),
     })

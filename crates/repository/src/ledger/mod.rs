@@ -35,7 +35,7 @@ pub use body::{
     BaseBackup, BranchStarted, Closed, EntryBody, Gap, LogPiece, Names, Opened, PartialBaseBackup,
     Retired, Settled,
 };
-pub use expiry::{Checked, Dated, Deleted, Expired, Mark};
+pub use expiry::{Dated, Deleted, Expired, Kept, Mark};
 pub use fold::EpochSummary;
 pub use holder::{Decision, Holder, Presence, SILENCE_MAX, decide};
 pub(crate) use inspect::{

@@ -57,17 +57,22 @@ impl<'a> Expiring<'a> {
             return Ok(true);
         }
         let present = reader.present().await?;
-        if marks.iter().any(|mark| is_old(mark, grace, present)) {
+        if marks.iter().any(|mark| self.is_old(mark, grace, present)) {
             return Ok(true);
         }
         if !self.is_time_to_plan() {
             return Ok(false);
         }
-        let expired = self.plan(reader.state(), &[], present).await?;
-        if expired.selection.is_empty() {
+        let expired = self.look(reader, present).await?;
+        let (none, marks) = (Selection::default(), reader.marks().iter());
+        let comes_back = marks
+            .filter(|mark| !mark.checked)
+            .any(|mark| outside(&mark.selected, &expired.selection) != none);
+        let due = comes_back || among(reader.state(), &expired.selection) != none;
+        if !due {
             self.planned();
         }
-        Ok(!expired.selection.is_empty())
+        Ok(due)
     }
 
     fn is_time_to_plan(&self) -> bool {
@@ -80,18 +85,14 @@ impl<'a> Expiring<'a> {
         self.planned_at = Some(self.lineage.clock().elapsed());
     }
 
-    /// What of `state`, with what is `marked` put back, no promise holds.
+    /// What no promise holds, as everything is now: of what is visible and of what is hidden and can come back, since
+    /// what one promise needs may have gone with several marks.
     ///
     /// What a scrub found damaged may be healed: it goes only if it would go whole as well. And what serves in its
     /// place is held, too.
-    async fn plan(
-        &self,
-        state: &LineageState,
-        marked: &[&Mark],
-        present: Timestamp,
-    ) -> Result<Expiry> {
-        let mut stored = state.clone();
-        for mark in marked {
+    async fn look(&self, reader: &LedgerReader, present: Timestamp) -> Result<Expiry> {
+        let mut stored = reader.state().clone();
+        for mark in reader.marks().iter().filter(|mark| !mark.checked) {
             stored.put_back(mark.selected.clone());
         }
         stored.pins = self.lineage.pins().await?.all().to_vec();
@@ -105,7 +106,7 @@ impl<'a> Expiring<'a> {
         Ok(expiry(&stored, &plans))
     }
 
-    /// Looks again at the promises for what was marked a grace period ago, then marks what has expired since.
+    /// Looks again at the promises for what is marked, then marks what has expired since.
     pub(super) async fn mark_and_check(
         &mut self,
         maintainer: &mut Maintainer,
@@ -114,61 +115,68 @@ impl<'a> Expiring<'a> {
     ) -> Result<()> {
         maintainer.date_marks().await?;
         let present = maintainer.reader().present().await?;
-        self.check(maintainer, grace, present, turn).await?;
-        if !self.is_time_to_plan() {
+        let marks = maintainer.reader().marks().iter();
+        let old = marks
+            .filter(|mark| self.is_old(mark, grace, present))
+            .count();
+        let planning = self.is_time_to_plan();
+        if old == 0 && !planning {
             return Ok(());
         }
-        let expired = self.plan(maintainer.state(), &[], present).await?;
+        let expired = self.look(maintainer.reader(), present).await?;
+        (self.keep(maintainer, &expired, grace, present, turn)).await?;
+        let selection = among(maintainer.state(), &expired.selection);
+        if !planning {
+            return Ok(());
+        }
         self.planned();
-        if expired.selection.is_empty() {
+        if selection.is_empty() {
             return Ok(());
         }
-        let gone = maintainer.state().clone().take(&expired.selection);
+        let gone = maintainer.state().clone().take(&selection);
         turn.expired_base_backups += gone.base_backups.len() as u64;
         turn.expired_bytes += gone.bytes();
-        let Expiry {
-            selection,
-            forgotten,
-        } = expired;
+        let forgotten = expired.forgotten;
         let expired = Expired {
             selection,
             forgotten,
         };
         maintainer.expire(expired).await?;
-        maintainer.date_marks().await
+        maintainer.date_marks().await?;
+        // A promise may have been made between the look and the mark, and what it needs is not to be missed for a day.
+        let again = self.look(maintainer.reader(), present).await?;
+        (self.keep(maintainer, &again, grace, present, turn)).await
     }
 
-    async fn check(
+    /// Brings back what is promised after all. Of marks that are as old as the grace period the rest never comes back.
+    async fn keep(
         &self,
         maintainer: &mut Maintainer,
+        expired: &Expiry,
         grace: Duration,
         present: Timestamp,
         turn: &mut Turn,
     ) -> Result<()> {
         let marks: Vec<Mark> = maintainer.reader().marks().to_vec();
-        let grace = if self.lineage.keeps(Rule::Grace) {
-            grace
-        } else {
-            Duration::ZERO
-        };
-        let old: Vec<&Mark> = (marks.iter())
-            .filter(|mark| is_old(mark, grace, present))
-            .collect();
-        if old.is_empty() {
-            return Ok(());
-        }
-        // All marks are lifted: what a promise needs may have gone with several.
-        let open: Vec<&Mark> = marks.iter().filter(|mark| !mark.checked).collect();
-        let expired = self.plan(maintainer.state(), &open, present).await?;
-        for mark in old {
+        for mark in marks.iter().filter(|mark| !mark.checked) {
             let mut kept = outside(&mark.selected, &expired.selection);
             if !self.lineage.keeps(Rule::SecondCheck) {
                 kept = Selection::default();
             }
             turn.kept_after_all += mark.selected.clone().take(&kept).bytes();
-            maintainer.checked(mark.number, kept).await?;
+            if self.is_old(mark, grace, present) {
+                maintainer.checked(mark.number, kept).await?;
+            } else if !kept.is_empty() {
+                maintainer.keep(mark.number, kept).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Whether the rest of a mark can be deleted, once the promises were looked at again.
+    fn is_old(&self, mark: &Mark, grace: Duration, present: Timestamp) -> bool {
+        let aged = |dated| present.since(dated) >= grace || !self.lineage.keeps(Rule::Grace);
+        !mark.checked && mark.dated.is_some_and(aged)
     }
 
     /// Deletes what is left in the first checked mark that can be; false where there is none.
@@ -197,10 +205,12 @@ impl<'a> Expiring<'a> {
             let mut first = log_objects(self.lineage.id(), &mark.selected, lowest);
             let log: u64 = mark.selected.pieces.iter().map(|it| it.stored_bytes).sum();
             first.extend(pages.packs);
-            let objects = (first.len() + pages.manifests.len()) as u64;
-            maintainer.delete([first, pages.manifests]).await?;
-            turn.deleted += objects;
-            if pages.held_elsewhere == 0 {
+            // A manifest tells which packs go, so it stays as long as one of them.
+            let done = pages.held_elsewhere == 0;
+            let last = if done { pages.manifests } else { Vec::new() };
+            turn.deleted += (first.len() + last.len()) as u64;
+            maintainer.delete([first, last]).await?;
+            if done {
                 turn.deleted_bytes += log + pages.bytes;
                 maintainer.deleted(mark.number).await?;
                 return Ok(true);
@@ -223,6 +233,11 @@ impl<'a> Expiring<'a> {
             left.extend(bases_of(lineage.id(), &lineage.reader().await?));
             fetchers.insert(lineage.id(), Fetcher::of(&lineage));
         }
+        // Of these, pages and then manifests may have been deleted by whoever was interrupted before saying so.
+        let doomed = reader.marks().iter().filter(|mark| mark.checked);
+        let doomed: BTreeSet<u64> = doomed
+            .flat_map(|mark| mark.selected.base_backups.iter().map(|it| it.entry))
+            .collect();
         let mut all = left.clone();
         all.extend((gone.iter()).map(|base| ((own, base.entry), base.manifest)));
         for ((lineage, entry), manifest) in all {
@@ -234,8 +249,7 @@ impl<'a> Expiring<'a> {
             }
             match Manifest::load_any(fetcher, &manifest).await {
                 Ok(manifest) => self.packs.add(lineage, entry, &manifest),
-                // It was deleted by whoever was interrupted before saying so; its packs before it.
-                Err(Error::Missing { .. }) if !left.contains_key(&(lineage, entry)) => {}
+                Err(Error::Missing { .. }) if lineage == own && doomed.contains(&entry) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -246,11 +260,6 @@ impl<'a> Expiring<'a> {
         }
         Ok(self.packs.released(own, &gone, &left))
     }
-}
-
-/// Whether it is time to look at the promises again for what was marked.
-fn is_old(mark: &Mark, grace: Duration, present: Timestamp) -> bool {
-    !mark.checked && (mark.dated).is_some_and(|dated| present.since(dated) >= grace)
 }
 
 /// What is in `selected` and not in `selection`.
@@ -266,6 +275,22 @@ fn outside(selected: &Selected, selection: &Selection) -> Selection {
         pieces: runs_of(pieces, |entry| !within(&selection.pieces, entry)),
         settled: runs_of(settled, |entry| !within(&selection.settled, entry)),
         names: runs_of(names, |entry| !within(&selection.names, entry)),
+    }
+}
+
+/// What of `selection` is there in `state`.
+fn among(state: &LineageState, selection: &Selection) -> Selection {
+    let pieces = state.pieces.iter().map(|it| it.entry);
+    let settled = state.settled.iter().map(|it| it.entry);
+    let names = state.names.iter().map(|it| it.entry);
+    let bases = state.base_backups.iter().map(|it| it.entry);
+    Selection {
+        base_backups: bases
+            .filter(|it| selection.base_backups.contains(it))
+            .collect(),
+        pieces: runs_of(pieces, |entry| within(&selection.pieces, entry)),
+        settled: runs_of(settled, |entry| within(&selection.settled, entry)),
+        names: runs_of(names, |entry| within(&selection.names, entry)),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::retention::{Days, HoldRange};
 use crate::store::{Created, StoreError, StoreErrorKind};
 use crate::{Environment, Error, Repository, layout};
 
-const SEEDS: u64 = 12;
+const SEEDS: u64 = 5;
 const MUTANT_SEEDS: u64 = 40;
 const BRANCH: Branch = Branch(1);
 const CLUSTER: &str = "shop";
@@ -736,17 +736,16 @@ async fn a_snapshot_is_made_meanwhile(without: Option<Rule>) {
     let second = turn().await;
     assert!(second.expired_base_backups > 0, "{second:?}");
     assert!(store.pin.lock().unwrap().is_none(), "it was made meanwhile");
-    let needs = async |world: &World| {
+    assert!(second.kept_after_all > 0, "it is not missed for a day");
+    for _ in 0..3 {
         let state = world.lineage.load_state().await.unwrap();
-        let plan = what_a_pin_needs(&state, &state.pins[0]);
-        plan.map(|plan| plan.base_backup.manifest)
-    };
-    assert_eq!(needs(&world).await, None, "what it needs is hidden");
-    world.clock.advance(GRACE);
-    assert!(turn().await.kept_after_all > 0);
-    let manifest = needs(&world).await.expect("the snapshot can be restored");
-    assert_eq!(world.truth[&manifest.object], early_pages);
-    world.check_pages(&manifest).await;
+        let plan = what_a_pin_needs(&state, &state.pins[0]).expect("it can be restored");
+        let manifest = plan.base_backup.manifest;
+        assert_eq!(world.truth[&manifest.object], early_pages);
+        world.check_pages(&manifest).await;
+        world.clock.advance(GRACE);
+        turn().await;
+    }
     world.promised = world.now();
     world.check().await;
 }
