@@ -710,7 +710,6 @@ async fn a_cluster_of_which_nothing_is_stored_is_shown_as_that() {
         "not yet",
         "nothing can be restored yet",
         "any second of the last 1 day: nothing can be restored yet",
-        "nothing expires yet",
     ] {
         assert!(shown.contains(word), "{word:?} is not in:\n{shown}");
     }

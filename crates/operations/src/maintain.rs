@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use borealis_base::{ErrorKind, LineageId, NoProgress, Progress};
 use borealis_repository::Lineage;
+use borealis_repository::catalog::Cluster;
 use borealis_repository::ledger::Holder;
 use borealis_repository::maintenance::{Bounds, Limits, Turn, Upkeep};
 use borealis_repository::store::Fencing;
@@ -19,8 +20,11 @@ use crate::site::Site;
 /// How often a running `protect` maintains, where nothing is said.
 pub const DEFAULT_INTERVAL: Duration = Duration::from_mins(10);
 
+/// Turns after which the lineages from before the present one get theirs: there is seldom anything to do.
+const FORMER_EVERY: u64 = 6;
+
 /// What is told where the right to delete is missing.
-pub const MAY_NOT_REMOVE: &str = "the credentials do not give the right to delete: what merged log replaced stays, \
+pub const MAY_NOT_REMOVE: &str = "the credentials do not give the right to delete: what merged log replaced and what has expired stays, \
      and takes room, until borealis maintain --once runs with that right";
 
 /// What was done for one lineage.
@@ -42,7 +46,17 @@ pub struct Maintained {
     pub floor: Option<u64>,
     /// Objects removed, of which merged log and baselines say what they said.
     pub removed: u64,
-    /// Whether the right to remove them is missing.
+    /// Base backups that no promise holds any more: hidden from here on.
+    pub expired_base_backups: u64,
+    /// Stored bytes that have expired: log and names, and what the base backups had added.
+    pub expired_bytes: u64,
+    /// Of what had expired, the bytes that some promise holds after all.
+    pub kept_after_all_bytes: u64,
+    /// Objects deleted of what had expired,
+    pub deleted: u64,
+    /// and their bytes.
+    pub deleted_bytes: u64,
+    /// Whether the right to remove and to delete is missing.
     pub may_not_remove: bool,
     /// Log pieces that can't be merged.
     pub skipped: u64,
@@ -92,7 +106,9 @@ pub async fn maintain(
         for record in &cluster.lineages {
             let lineage = site.repository.lineage(record.lineage).await?;
             refuse_unfenced(&lineage).await?;
-            let mut upkeep = Upkeep::new(lineage, holder(false)?).with_limits(limits);
+            let mut upkeep = Upkeep::new(lineage, holder(false)?)
+                .with_limits(limits)
+                .with_expiry(&site.repository);
             let mut done = Maintained::nothing(&cluster.name, record.lineage);
             loop {
                 let turn = upkeep.turn(Bounds::default(), progress).await?;
@@ -131,6 +147,11 @@ impl Maintained {
             bytes_after: 0,
             floor: None,
             removed: 0,
+            expired_base_backups: 0,
+            expired_bytes: 0,
+            kept_after_all_bytes: 0,
+            deleted: 0,
+            deleted_bytes: 0,
             may_not_remove: false,
             skipped: 0,
         }
@@ -143,14 +164,26 @@ impl Maintained {
         self.bytes_after += turn.bytes_after;
         self.floor = turn.floor.or(self.floor);
         self.removed += turn.removed;
+        self.expired_base_backups += turn.expired_base_backups;
+        self.expired_bytes += turn.expired_bytes;
+        self.kept_after_all_bytes += turn.kept_after_all;
+        self.deleted += turn.deleted;
+        self.deleted_bytes += turn.deleted_bytes;
         self.may_not_remove |= turn.may_not_remove;
         self.skipped += turn.skipped;
     }
 }
 
-/// Maintains the lineage of a running `protect`, one turn of bounded work each `interval`, and never
-/// returns. What fails is told and tried again at the next turn: nothing that is protected depends on it.
-pub async fn maintain_beside(lineage: Lineage, ledger: Ledger, interval: Duration) -> Error {
+/// Maintains the lineage of a running `protect`, and those of `cluster` from before it, one turn of bounded work each
+/// `interval`, and never returns. What fails is told and tried again at the next turn: nothing that is protected depends
+/// on it.
+pub async fn maintain_beside(
+    site: &Site,
+    cluster: &Cluster,
+    lineage: Lineage,
+    ledger: Ledger,
+    interval: Duration,
+) -> Error {
     let single_writer = match lineage.store().fencing().await {
         Ok(fencing) => fencing == Fencing::SingleWriter,
         Err(error) => return borealis_repository::Error::from(error).into(),
@@ -159,35 +192,63 @@ pub async fn maintain_beside(lineage: Lineage, ledger: Ledger, interval: Duratio
         Ok(holder) => holder,
         Err(error) => return error,
     };
-    let mut upkeep = Upkeep::new(lineage, holder);
-    loop {
+    let own = lineage.id();
+    let mut upkeep = Upkeep::new(lineage, holder.clone()).with_expiry(&site.repository);
+    let mut former = Vec::new();
+    for record in cluster.lineages.iter().filter(|it| it.lineage != own) {
+        match site.repository.lineage(record.lineage).await {
+            Ok(lineage) => {
+                let upkeep = Upkeep::new(lineage, holder.clone());
+                former.push(upkeep.with_expiry(&site.repository));
+            }
+            Err(error) => {
+                tracing::warn!(%error, lineage = %record.lineage, "an earlier lineage is not maintained");
+            }
+        }
+    }
+    for number in 0_u64.. {
         tokio::time::sleep(interval).await;
-        match upkeep.turn(Bounds::default(), &NoProgress).await {
-            Ok(turn) if turn == Turn::default() => {}
-            Ok(turn) => {
-                // It is tried, and told, once a day.
-                if turn.may_not_remove {
-                    tracing::warn!("{MAY_NOT_REMOVE}");
-                }
-                tracing::info!(
-                    pieces = turn.pieces,
-                    objects = turn.objects,
-                    before = turn.bytes_before,
-                    after = turn.bytes_after,
-                    floor = turn.floor,
-                    removed = turn.removed,
-                    "maintained"
-                );
+        told(upkeep.turn(Bounds::default(), &NoProgress).await);
+        if number.is_multiple_of(FORMER_EVERY) {
+            for upkeep in &mut former {
+                told(upkeep.turn(Bounds::default(), &NoProgress).await);
             }
-            Err(error) if error.kind() == ErrorKind::Fenced => {
-                tracing::info!(%error, "another process maintains this cluster");
-            }
-            Err(error) => tracing::warn!(%error, "maintenance failed; it is tried again"),
         }
         // Else what the writer knows of the log would grow for as long as it runs. One that was fenced
         // finds out by itself.
         if let Err(error) = ledger.refresh().await {
             tracing::debug!(%error, "the maintenance could not be read");
         }
+    }
+    Error::new(ErrorKind::Bug, "maintenance came to an end")
+}
+
+/// Says what came of a turn.
+fn told(turn: borealis_repository::Result<Turn>) {
+    match turn {
+        Ok(turn) if turn == Turn::default() => {}
+        Ok(turn) => {
+            // It is tried, and told, once a day.
+            if turn.may_not_remove {
+                tracing::warn!("{MAY_NOT_REMOVE}");
+            }
+            tracing::info!(
+                pieces = turn.pieces,
+                objects = turn.objects,
+                before = turn.bytes_before,
+                after = turn.bytes_after,
+                floor = turn.floor,
+                removed = turn.removed,
+                expired_base_backups = turn.expired_base_backups,
+                expired_bytes = turn.expired_bytes,
+                deleted = turn.deleted,
+                deleted_bytes = turn.deleted_bytes,
+                "maintained"
+            );
+        }
+        Err(error) if error.kind() == ErrorKind::Fenced => {
+            tracing::info!(%error, "another process maintains this cluster");
+        }
+        Err(error) => tracing::warn!(%error, "maintenance failed; it is tried again"),
     }
 }

@@ -146,6 +146,7 @@ pub async fn create(
     let mut state = waiting.reader.state().clone();
     state.withdraw(&lineage.known_damage().await?);
     pin(
+        &lineage,
         &mut pins,
         &cluster,
         &state,
@@ -186,7 +187,7 @@ pub async fn create_at_latest(site: &Site, cluster: Option<&str>, name: &str) ->
         note: "last stored position; the server was not asked".to_owned(),
         tags: std::collections::BTreeMap::new(),
     };
-    pin(&mut pins, &cluster, &state, new, true).await
+    pin(&lineage, &mut pins, &cluster, &state, new, true).await
 }
 
 /// The snapshots of a cluster, oldest first.
@@ -236,6 +237,7 @@ pub async fn delete(site: &Site, cluster: Option<&str>, name: &str) -> Result<St
 
 /// Pins a record, once it is proven that a restore reaches it.
 async fn pin(
+    lineage: &Lineage,
     pins: &mut Pins,
     cluster: &Cluster,
     state: &LineageState,
@@ -259,7 +261,23 @@ async fn pin(
         time: new.time,
         at_latest_stored,
     };
+    let name = new.name.clone();
     pins.create(new).await?;
+    // Between the proof and the pin it may have expired; what is there with the pin in sight stays.
+    let (state, record) = (lineage.load_state().await?, created.position);
+    let needed = (state.pins.iter())
+        .find(|pin| pin.name == name && pin.last_record.end == record)
+        .and_then(|pin| what_a_pin_needs(&state, pin));
+    if needed.is_none() {
+        pins.delete(&name).await?;
+        return Err(Error::refused(
+            format!(
+                "position {record} of cluster {} expired meanwhile",
+                cluster.name
+            ),
+            "Make a snapshot of a position that borealis status shows.",
+        ));
+    }
     Ok(created)
 }
 

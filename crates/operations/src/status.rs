@@ -386,9 +386,6 @@ async fn load_cluster(site: &Site, cluster: &Cluster) -> Result<ClusterStatus> {
     if let Some(base) = newest {
         notes.extend(damage_note(&lineage, base).await?);
     }
-    notes.push(
-        "nothing expires yet; borealis retention plan shows what no promise holds".to_owned(),
-    );
     let mut status = summarise(&cluster.name, &state, &windows, protector, notes, now);
     let last_drill = last_run(drills).map(DrillSummary::from);
     if state.retired.is_none() {

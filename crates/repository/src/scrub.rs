@@ -452,8 +452,13 @@ impl<'a> Run<'a> {
         Ok(found)
     }
 
+    async fn is_used(&self, part: &Part) -> Result<bool> {
+        let now = self.lineage.load_stored_state().await?;
+        Ok(!users(&self.fetcher, &now, part).await?.is_empty())
+    }
+
     /// Whether an item is needed still: since it was listed, its log may have been merged, the floor have risen
-    /// above it, and maintenance have removed it.
+    /// above it, it may have expired, and maintenance have removed it.
     async fn is_live(&self, item: &Item) -> Result<bool> {
         let live = async {
             Ok(match &item.what {
@@ -462,6 +467,14 @@ impl<'a> Run<'a> {
                     let now = self.lineage.load_stored_state().await?;
                     (now.pieces.iter())
                         .any(|piece| piece.object_name(now.lineage) == item.cursor.name)
+                }
+                Thing::Manifest(object) => {
+                    let part = Part::Manifest(object.object);
+                    self.is_used(&part).await?
+                }
+                Thing::Pack(object, _) => {
+                    let part = Part::Pack(object.object, Vec::new());
+                    self.is_used(&part).await?
                 }
                 _ => true,
             })

@@ -54,6 +54,29 @@ fn line(done: &Maintained) -> String {
             done.removed
         );
     }
+    if done.expired_bytes > 0 {
+        let _ = write!(
+            out,
+            "; {} with {} base backups expired, hidden from here on",
+            ByteLen(done.expired_bytes),
+            done.expired_base_backups
+        );
+    }
+    if done.kept_after_all_bytes > 0 {
+        let _ = write!(
+            out,
+            "; {} that had expired are promised again, and are back",
+            ByteLen(done.kept_after_all_bytes)
+        );
+    }
+    if done.deleted > 0 {
+        let _ = write!(
+            out,
+            "; {} expired objects ({}) deleted",
+            done.deleted,
+            ByteLen(done.deleted_bytes)
+        );
+    }
     if done.may_not_remove {
         let _ = write!(out, "; {MAY_NOT_REMOVE}");
     }

@@ -166,6 +166,14 @@ impl Parent {
         }
     }
 
+    /// The base backup, if it is a whole one.
+    pub fn whole(&self) -> Option<&Manifest> {
+        match self {
+            Self::Whole(manifest) => Some(manifest),
+            Self::Partial { .. } => None,
+        }
+    }
+
     /// Whether it is an attempt that did not come to its end.
     pub fn is_partial(&self) -> bool {
         matches!(self, Self::Partial { .. })

@@ -26,11 +26,12 @@ use borealis_repository::ledger::PartialBaseBackup;
 use borealis_repository::pages::fetch::Fetcher;
 use borealis_repository::pages::manifest::{BaseBackupInfo, Manifest};
 use borealis_repository::pages::pack::PackTarget;
+use borealis_repository::plan::ObjectRef;
 use tokio_util::sync::CancellationToken;
 
 use super::facts::{DamagedPage, PageFacts, ServerState};
 use super::gathering::{Attempt, Gathering};
-use super::parent::{Candidate, DamagedFrames, inherit};
+use super::parent::{Candidate, DamagedFrames, Parent, inherit};
 use super::plan::{Listed, Plan, Sizes, plan};
 use super::read::{PagePlace, blocking};
 use super::witness;
@@ -113,8 +114,10 @@ pub struct Taken {
     pub new_bytes: u64,
     /// Pages that were read, and pages there are.
     pub pages_read: u64,
-    /// Whether it shares the pages of the one before.
+    /// Whether it shares the pages of another one, or of an attempt.
     pub incremental: bool,
+    /// The base backup whose pages it shares, if it is a whole one.
+    pub shares: Option<ObjectRef>,
     /// Pages that were damaged on the source.
     pub damaged: Vec<DamagedPage>,
     /// Forks that were read whole because a sample showed a change that the log did not.
@@ -285,6 +288,10 @@ async fn take_between(
         new_bytes,
         pages_read: plan.pages_to_read(),
         incremental: parent.is_some(),
+        shares: parent
+            .as_ref()
+            .and_then(Parent::whole)
+            .map(Manifest::object),
         damaged,
         suspect,
     })))

@@ -209,6 +209,25 @@ impl BaseBackups<'_> {
         Ok(None)
     }
 
+    /// What has expired while this base backup was taken may be deleted: then nothing may share its pages.
+    async fn refuse_expired(&self, taken: &Taken) -> Result<()> {
+        let Some(shared) = taken.shares else {
+            return Ok(());
+        };
+        self.captured.ledger.refresh().await?;
+        let is_there = |state: &LineageState| {
+            let mut bases = state.base_backups.iter();
+            bases.any(|base| base.manifest == shared)
+        };
+        if self.captured.ledger.read(is_there).await {
+            return Ok(());
+        }
+        Err(Error::refused(
+            "the base backup whose pages this one shares has expired meanwhile",
+            "It is taken again.",
+        ))
+    }
+
     async fn enter(&self, taken: &Taken) -> Result<()> {
         let info = taken.manifest.info();
         let body = EntryBody::BaseBackup(BaseBackup {
@@ -223,6 +242,7 @@ impl BaseBackups<'_> {
             rule_set: info.rule_set,
             engine: bytes::Bytes::new(),
         });
+        self.refuse_expired(taken).await?;
         self.captured.ledger.append(&body, Vec::new()).await?;
         self.captured.catalogs.want_all();
         Ok(())

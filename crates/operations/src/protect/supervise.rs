@@ -199,7 +199,8 @@ impl Protection<'_> {
             match interval {
                 Some(interval) => {
                     let (lineage, ledger) = (self.lineage.clone(), self.ledger.clone());
-                    let error = maintain_beside(lineage, ledger, interval).await;
+                    let (site, cluster) = (self.site, &self.cluster);
+                    let error = maintain_beside(site, cluster, lineage, ledger, interval).await;
                     tracing::warn!(%error, "this cluster is not maintained");
                     std::future::pending().await
                 }

@@ -443,6 +443,8 @@ fn forecast_line(day: &ForecastDay) -> String {
 
 #[cfg(test)]
 mod tests {
+    use borealis_base::LineageId;
+
     use super::*;
 
     const DAY: i64 = 86_400_000_000;
