@@ -43,17 +43,9 @@ impl<'a> Expiring<'a> {
     }
 
     /// Whether there is something to say.
-    pub(super) async fn is_due(
-        &mut self,
-        reader: &LedgerReader,
-        grace: Duration,
-        may_delete: bool,
-    ) -> Result<bool> {
+    pub(super) async fn is_due(&mut self, reader: &LedgerReader, grace: Duration) -> Result<bool> {
         let marks = reader.marks();
-        if marks
-            .iter()
-            .any(|it| it.dated.is_none() || (it.checked && may_delete))
-        {
+        if marks.iter().any(|it| it.dated.is_none() || it.checked) {
             return Ok(true);
         }
         let present = reader.present().await?;

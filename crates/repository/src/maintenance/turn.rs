@@ -175,10 +175,12 @@ impl<'a> Upkeep<'a> {
         let plan = self.plan(maintainer.state());
         let clear = (self.merge_all(maintainer, &plan, bounds, progress, turn)).await?;
         turn.floor = maintainer.raise_floor(clear).await?;
-        if let Some(expiring) = &mut self.expiring {
-            expiring
-                .mark_and_check(maintainer, self.grace, turn)
-                .await?;
+        // What can't be deleted is not hidden either.
+        if self.may_remove()
+            && let Some(expiring) = &mut self.expiring
+        {
+            let marked = expiring.mark_and_check(maintainer, self.grace, turn).await;
+            self.unless_denied(marked)?;
         }
         self.remove(maintainer, bounds, turn).await?;
         self.delete(maintainer, bounds, turn).await
@@ -261,8 +263,11 @@ impl<'a> Upkeep<'a> {
         };
         let may_delete = self.may_remove();
         let expiry = match &mut self.expiring {
-            Some(expiring) => expiring.is_due(&reader, self.grace, may_delete).await?,
-            None => false,
+            Some(expiring) if may_delete => {
+                let due = expiring.is_due(&reader, self.grace).await;
+                self.unless_denied(due)?.unwrap_or(false)
+            }
+            _ => false,
         };
         if idle && !removal && !expiry {
             // Nothing to say: no epoch is taken for it.

@@ -64,10 +64,11 @@ impl PageSink for Pages {
     }
 }
 
-/// A store that answers no deletion after so many.
+/// A store that refuses deletions after so many, or breaks off.
 struct CutOff {
     inner: Arc<MemoryStore>,
     left: AtomicU64,
+    kind: StoreErrorKind,
 }
 
 #[async_trait]
@@ -80,10 +81,10 @@ impl StoreLayer for CutOff {
         let less = |left: u64| left.checked_sub(1);
         let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
         // The store's clock is asked with an object that is removed again.
-        let ours = !name.contains("/clock/");
+        let ours = !name.contains("/clock/") || self.kind == StoreErrorKind::Denied;
         if ours && self.left.fetch_update(set, get, less).is_err() {
-            let (kind, url) = (StoreErrorKind::Unreachable, self.inner.url());
-            return Err(StoreError::new(kind, "delete", name, &url, "injected"));
+            let url = self.inner.url();
+            return Err(StoreError::new(self.kind, "delete", name, &url, "injected"));
         }
         self.inner.delete(name).await
     }
@@ -130,6 +131,7 @@ impl World {
         let cut = Arc::new(CutOff {
             inner: memory.clone(),
             left: AtomicU64::new(0),
+            kind: StoreErrorKind::Unreachable,
         });
         let environment = |store: Arc<dyn Store>, salt: u64| Environment {
             store,
@@ -378,8 +380,10 @@ impl World {
     }
 
     async fn step(&mut self) {
+        // Sometimes the server is away for hours.
+        let minutes = if self.below(30) == 0 { 400 } else { 45 };
         self.clock
-            .advance(HOUR + HOUR.mul_f64(self.below(100) as f64 / 100.0));
+            .advance(Duration::from_mins(1 + self.below(minutes)));
         match self.below(6) {
             0 => self.idle().await,
             1 | 2 => self.base_backup().await,
@@ -539,6 +543,7 @@ impl Lookup for LookIn<'_> {
 #[derive(Default)]
 struct Happened {
     expired: u64,
+    merged: u64,
     deleted: u64,
     kept_after_all: u64,
     cut_off: u64,
@@ -578,6 +583,7 @@ async fn days_pass(seed: u64, without: Option<Rule>, happened: &mut Happened) {
 
 fn count(turn: &Turn, happened: &mut Happened) {
     happened.expired += turn.expired_base_backups;
+    happened.merged += turn.pieces;
     happened.deleted += turn.deleted;
     happened.kept_after_all += turn.kept_after_all;
     happened.floors += u64::from(turn.floor.is_some());
@@ -637,16 +643,17 @@ fn what_is_promised_stays_and_what_is_not_goes_however_expiry_is_interrupted() {
     }
     let Happened {
         expired,
+        merged,
         deleted,
         kept_after_all,
         cut_off,
         floors,
     } = happened;
     eprintln!(
-        "{seeds} seeds: {expired} base backups expired, {deleted} objects deleted, {kept_after_all} bytes kept after all, \
+        "{seeds} seeds: {expired} base backups expired, {merged} log pieces merged, {deleted} objects deleted, {kept_after_all} bytes kept after all, \
          {cut_off} turns cut off, {floors} floors"
     );
-    assert!(expired > seeds * 20 && deleted > seeds * 60);
+    assert!(expired > seeds * 20 && merged > seeds * 100 && deleted > seeds * 60);
     assert!(cut_off > seeds && floors > seeds);
 }
 
@@ -666,6 +673,39 @@ fn deleting_what_expired_without_waiting_shows() {
 #[test]
 fn deleting_packs_that_later_base_backups_share_shows() {
     expiry_shows(Rule::SharedPages);
+}
+
+/// Law 4: a writer has no need of the right to delete. What can't be deleted is not hidden either.
+#[test]
+fn without_the_right_to_delete_nothing_expires_and_all_else_is_done() {
+    runtime().block_on(async {
+        let mut world = World::new(2, None).await;
+        world.base_backup().await;
+        for number in 0..200 {
+            world.clock.advance(HOUR / 3);
+            world.log_piece().await;
+            if number == 60 {
+                world.base_backup().await;
+            }
+        }
+        let unable = world
+            .over(Arc::new(CutOff {
+                inner: world.memory.clone(),
+                left: AtomicU64::new(0),
+                kind: StoreErrorKind::Denied,
+            }))
+            .await;
+        let lineage = unable.lineage(world.lineage.id()).await.unwrap();
+        let mut upkeep = world.upkeep(&unable, lineage);
+        let turn = upkeep.turn(Bounds::default(), &NoProgress).await.unwrap();
+        assert!(turn.may_not_remove, "{turn:?}");
+        assert!(turn.pieces > 0 && turn.floor.is_some(), "{turn:?}");
+        assert_eq!((turn.expired_bytes, turn.deleted), (0, 0));
+        // With the right, it goes on from there.
+        let mut upkeep = world.upkeep(&world.repository, world.lineage.clone());
+        let turn = upkeep.turn(Bounds::default(), &NoProgress).await.unwrap();
+        assert!(turn.expired_bytes > 0 && !turn.may_not_remove, "{turn:?}");
+    });
 }
 
 /// Once the promises were read, and before it is said what has expired, somebody makes a snapshot.
