@@ -21,7 +21,7 @@ pub const DEADLINE: Duration = Duration::from_mins(1);
 pub const SUPERUSER: &str = "postgres";
 
 /// Words that log lines of every test may hold.
-const ALLOWED: [&str; 11] = [
+const ALLOWED: [&str; 13] = [
     // What a server says that is stopped during a login, too (`ProcessInterrupts` in `postgres.c`).
     "canceling authentication due to timeout",
     "the database system is starting up",
@@ -29,6 +29,9 @@ const ALLOWED: [&str; 11] = [
     "the database system is not yet accepting connections",
     "the database system is not accepting connections",
     "terminating connection due to administrator command",
+    // What its own processes say when they are told to end: at a stop, and when their database is dropped.
+    "terminating autovacuum process due to administrator command",
+    "terminating background worker",
     "terminating connection due to unexpected postmaster exit",
     "terminating connection because of crash of another server process",
     "could not receive data from client",
