@@ -79,6 +79,8 @@ pub struct ClusterUsage {
     pub window_bytes: u64,
     /// Of all bytes, those that no promise holds.
     pub unpromised_bytes: u64,
+    /// Besides, bytes that have expired and are not deleted yet: of base backups those that they added when they were taken.
+    pub expired_bytes: u64,
     /// Snapshots.
     pub snapshots: Vec<SnapshotUsage>,
     /// Ledger entries written in the last day, each an object.
@@ -117,6 +119,11 @@ pub async fn usage(site: &Site, cluster: Option<&str>, prices: Prices) -> Result
             read(&mut packs, &mut volumes, it).await?;
         }
         let mut usage = add_up(&cluster.name, &loaded, &packs, &volumes, now);
+        for it in &loaded {
+            let reader = it.lineage.reader().await?;
+            let expired = reader.marks().iter().map(|mark| mark.selected.bytes());
+            usage.expired_bytes += expired.sum::<u64>();
+        }
         #[allow(clippy::cast_precision_loss)] // an estimate
         let (stored, puts) = (
             (usage.log_bytes + usage.page_bytes) as f64 / GIB,
@@ -172,6 +179,7 @@ fn add_up(
         page_bytes: packs.bytes(|_, _| true),
         window_bytes: 0,
         unpromised_bytes: 0,
+        expired_bytes: 0,
         snapshots: Vec::new(),
         entries_last_day: 0,
         cost_per_month: 0.0,
@@ -297,6 +305,10 @@ impl ClusterUsage {
             ),
             format!("  window        {}", ByteLen(self.window_bytes)),
             format!("  unpromised    {}", ByteLen(self.unpromised_bytes)),
+            format!(
+                "  expired       {}, to be deleted",
+                ByteLen(self.expired_bytes)
+            ),
         ];
         for snapshot in &self.snapshots {
             lines.push(format!(
