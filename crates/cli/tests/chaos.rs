@@ -53,6 +53,7 @@ async fn kills_and_cut_connections_lose_nothing_that_was_acknowledged() {
         writers: 3,
         tablespace: None,
         databases: false,
+        rest: Duration::ZERO,
     };
     let mut workload = Workload::prepare(&server, options).await;
     let site = Site::init(PROGRAM, &server).await;

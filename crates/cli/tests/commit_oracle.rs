@@ -176,6 +176,7 @@ async fn run(seed: u64, reading: Reading) {
         writers: 4,
         tablespace: Some(space.clone()),
         databases: true,
+        rest: Duration::ZERO,
     };
     let mut workload = Workload::prepare(&server, options).await;
     let site = Site::init(PROGRAM, &server).await;

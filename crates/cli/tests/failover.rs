@@ -77,6 +77,7 @@ async fn a_promotion_under_a_workload_loses_nothing_that_the_surviving_timeline_
         writers: 3,
         tablespace: None,
         databases: false,
+        rest: Duration::ZERO,
     };
     let mut workload = Workload::prepare(&primary, options).await;
     let mut standby = primary.make_standby().await;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // a test: a failure is a panic
 
+use std::time::Duration;
+
 use borealis_testkit::program::text;
 use borealis_testkit::server::ServerOptions;
 use borealis_testkit::workload::EXPECTED_IN_LOG;
@@ -48,6 +50,7 @@ async fn first_path(major: u32) {
         writers: 3,
         tablespace: Some(space.clone()),
         databases: true,
+        rest: Duration::ZERO,
     };
     let mut workload = Workload::prepare(&server, options).await;
     let site = Site::init(PROGRAM, &server).await;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a test: a failure is a panic
 
+use std::time::Duration;
+
 use borealis_testkit::program::text;
 use borealis_testkit::server::ServerOptions;
 use borealis_testkit::workload::ledger_rows;
@@ -17,6 +19,7 @@ async fn a_snapshot_holds_every_commit_acknowledged_before_it_began() {
         writers: 3,
         tablespace: None,
         databases: false,
+        rest: Duration::ZERO,
     };
     let mut workload = Workload::prepare(&server, options).await;
     let site = Site::init(PROGRAM, &server).await;

@@ -57,6 +57,7 @@ async fn busy_server_yields_no_damaged_page_and_no_failed_listing() {
         writers: 3,
         tablespace: Some(server.scratch("space")),
         databases: true,
+        rest: Duration::ZERO,
     };
     let mut workload = Workload::prepare(&server, options).await;
     let running = workload.start(u64::MAX);

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use borealis_base::{ErrorKind, Position, SeededEntropy, Timestamp};
 use borealis_pg_server::conninfo::ConnInfo;
@@ -19,7 +20,9 @@ use tokio::task::JoinSet;
 use crate::TestServer;
 
 /// Ids of one writer lie this far from those of the next.
-const IDS_PER_WRITER: i64 = 1_000_000;
+const IDS_PER_WRITER: i64 = 1_000_000_000_000;
+/// More of these than a writer makes on any machine until it is stopped.
+const IDS_PER_ROUND: i64 = 1_000_000_000;
 
 /// Rows of each writer's own table at first.
 const ROWS: u64 = 500;
@@ -140,6 +143,9 @@ pub struct WorkloadOptions {
     pub tablespace: Option<PathBuf>,
     /// Whether databases are created and dropped, in both strategies where there are two.
     pub databases: bool,
+    /// How long each writer rests after a step. Without a rest writers write as much as the machine allows, which can be
+    /// more log than whoever reads it all afterwards has time for.
+    pub rest: Duration,
 }
 
 /// A prepared workload.
@@ -199,7 +205,7 @@ impl Workload {
                 entropy: SeededEntropy::new(seed),
                 options: self.options.clone(),
                 next: i64::from(number) * IDS_PER_WRITER
-                    + i64::try_from(self.rounds).unwrap_or(0) * (IDS_PER_WRITER / 100),
+                    + i64::try_from(self.rounds).unwrap_or(0) * IDS_PER_ROUND,
                 outcome: Outcome::default(),
             };
             writers.spawn(writer.run(self.info.clone(), steps, stop.clone()));
@@ -274,6 +280,9 @@ impl Writer {
                 // The server was killed or the connection cut: what was acknowledged stays so.
                 Err(error) if link.is_closed() || error.kind() == ErrorKind::Unreachable => break,
                 Err(error) => return Err(error),
+            }
+            if !self.options.rest.is_zero() {
+                tokio::time::sleep(self.options.rest).await;
             }
         }
         Ok(self.outcome)

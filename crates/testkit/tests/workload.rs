@@ -1,5 +1,7 @@
 //! The workload and the oracles agree about a server that nobody restored, and see one that is broken.
 
+use std::time::Duration;
+
 use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom, Write};
 
@@ -14,6 +16,7 @@ async fn workload(server: &TestServer, seed: u64) -> Workload {
         writers: 4,
         tablespace: Some(server.scratch("space")),
         databases: true,
+        rest: Duration::ZERO,
     };
     Workload::prepare(server, options).await
 }
