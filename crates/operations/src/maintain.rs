@@ -102,26 +102,43 @@ pub async fn maintain(
         ..Limits::default()
     };
     let mut lineages = Vec::new();
+    let mut failed = None;
     for cluster in &clusters {
         for record in &cluster.lineages {
-            let lineage = site.repository.lineage(record.lineage).await?;
-            refuse_unfenced(&lineage).await?;
-            let mut upkeep = Upkeep::new(lineage, holder(false)?)
-                .with_limits(limits)
-                .with_expiry(&site.repository);
             let mut done = Maintained::nothing(&cluster.name, record.lineage);
-            loop {
-                let turn = upkeep.turn(Bounds::default(), progress).await?;
-                done.add(turn);
-                if !turn.more {
-                    break;
+            match maintain_one(site, record.lineage, limits, &mut done, progress).await {
+                Ok(()) => lineages.push(done),
+                // One that can't be read is no reason to leave the others as they are.
+                Err(error) => {
+                    tracing::warn!(%error, cluster = cluster.name, lineage = %record.lineage, "not maintained");
+                    failed = failed.or(Some(error));
                 }
             }
-            upkeep.close().await?;
-            lineages.push(done);
         }
     }
-    Ok(MaintainReport { lineages })
+    failed.map_or(Ok(MaintainReport { lineages }), Err)
+}
+
+async fn maintain_one(
+    site: &Site,
+    lineage: LineageId,
+    limits: Limits,
+    done: &mut Maintained,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let lineage = site.repository.lineage(lineage).await?;
+    refuse_unfenced(&lineage).await?;
+    let mut upkeep = Upkeep::new(lineage, holder(false)?)
+        .with_limits(limits)
+        .with_expiry(&site.repository);
+    loop {
+        let turn = upkeep.turn(Bounds::default(), progress).await?;
+        done.add(turn);
+        if !turn.more {
+            break;
+        }
+    }
+    Ok(upkeep.close().await?)
 }
 
 async fn refuse_unfenced(lineage: &Lineage) -> Result<()> {

@@ -51,6 +51,14 @@ enum Done {
     Unsafe,
 }
 
+/// What came of an attempt.
+enum Entry {
+    /// It is in the ledger.
+    Made,
+    /// It is not, and why.
+    Not(String),
+}
+
 /// Why one is not entered: see [`crate::base_backup::copies`].
 const UNSAFE: &str = "a database was made or moved by copying files that changed meanwhile";
 
@@ -123,10 +131,8 @@ impl BaseBackups<'_> {
     async fn one(&self, fast: bool) -> Result<Done> {
         for _ in 0..ATTEMPTS_MAX {
             match self.attempt(fast).await? {
-                None => return Ok(Done::Entered),
-                Some(directories) => {
-                    tracing::warn!(?directories, "{UNSAFE}; the base backup is taken again");
-                }
+                Entry::Made => return Ok(Done::Entered),
+                Entry::Not(why) => tracing::warn!("{why}; the base backup is taken again"),
             }
         }
         Ok(Done::Unsafe)
@@ -152,9 +158,8 @@ impl BaseBackups<'_> {
         })
     }
 
-    /// Takes one and enters it; or returns the directories, as tablespace and database, that were copied
-    /// and changed meanwhile.
-    async fn attempt(&self, fast: bool) -> Result<Option<Vec<String>>> {
+    /// Takes one and enters it, unless it can't be relied on.
+    async fn attempt(&self, fast: bool) -> Result<Entry> {
         let branch = self.captured.branch;
         // A scrub elsewhere may have found something since.
         self.damage.refresh().await?;
@@ -200,32 +205,32 @@ impl BaseBackups<'_> {
             Attempted::Unsafe(directories) => {
                 let show =
                     |files: &DatabaseFiles| format!("{}/{}", files.tablespace, files.database);
-                return Ok(Some(directories.iter().map(show).collect()));
+                let directories: Vec<String> = directories.iter().map(show).collect();
+                return Ok(Entry::Not(format!("{UNSAFE}: {}", directories.join(", "))));
             }
         };
+        if self.shares_what_expired(&taken).await? {
+            return Ok(Entry::Not(
+                "the base backup whose pages it shares has expired".to_owned(),
+            ));
+        }
         self.enter(&taken).await?;
         let took = self.lineage.clock().elapsed().saturating_sub(began);
         report(&taken, took);
-        Ok(None)
+        Ok(Entry::Made)
     }
 
-    /// What has expired while this base backup was taken may be deleted: then nothing may share its pages.
-    async fn refuse_expired(&self, taken: &Taken) -> Result<()> {
+    /// Whether the base backup whose pages this one shares has expired meanwhile: it may be deleted.
+    async fn shares_what_expired(&self, taken: &Taken) -> Result<bool> {
         let Some(shared) = taken.shares else {
-            return Ok(());
+            return Ok(false);
         };
-        self.captured.ledger.refresh().await?;
+        while !self.captured.ledger.refresh().await? {}
         let is_there = |state: &LineageState| {
             let mut bases = state.base_backups.iter();
             bases.any(|base| base.manifest == shared)
         };
-        if self.captured.ledger.read(is_there).await {
-            return Ok(());
-        }
-        Err(Error::refused(
-            "the base backup whose pages this one shares has expired meanwhile",
-            "It is taken again.",
-        ))
+        Ok(!self.captured.ledger.read(is_there).await)
     }
 
     async fn enter(&self, taken: &Taken) -> Result<()> {
@@ -242,7 +247,6 @@ impl BaseBackups<'_> {
             rule_set: info.rule_set,
             engine: bytes::Bytes::new(),
         });
-        self.refuse_expired(taken).await?;
         self.captured.ledger.append(&body, Vec::new()).await?;
         self.captured.catalogs.want_all();
         Ok(())

@@ -77,14 +77,12 @@ impl Ledger {
         appended.ok_or_else(|| Error::new(ErrorKind::Bug, "an entry was appended and is not there"))
     }
 
-    /// Takes in what the maintenance says since. Whoever appends does not wait for that.
-    pub async fn refresh(&self) -> Result<()> {
+    /// Takes in what the maintenance says since; false where so much was appended meanwhile that it was not taken in.
+    /// Whoever appends does not wait for that.
+    pub async fn refresh(&self) -> Result<bool> {
         let mut reader = self.writer.lock().await.reader().clone();
         reader.refresh().await?;
-        if !self.writer.lock().await.adopt(reader)? {
-            tracing::debug!("much was appended while the maintenance was read");
-        }
-        Ok(())
+        Ok(self.writer.lock().await.adopt(reader)?)
     }
 
     /// Brings an entry to its end: a new one, or one whose appender was dropped half-way, such as a base

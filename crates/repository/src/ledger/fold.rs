@@ -290,6 +290,10 @@ impl Fold {
         }
         pieces.splice(from..to, [merged.summary()]);
         (self.state.settled).retain(|settled| !entries.contains(&settled.entry));
+        // Nor may one come back that is hidden.
+        for mark in &mut self.marks.0 {
+            (mark.selected.settled).retain(|settled| !entries.contains(&settled.entry));
+        }
         Ok(())
     }
 }

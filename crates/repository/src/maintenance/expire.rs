@@ -16,6 +16,9 @@ use crate::plan::{LineageState, ObjectRef, Selected, Selection};
 use crate::retention::{Expiry, PackUse, Released, expiry, plan};
 use crate::{Error, Repository, Result, layout};
 
+/// Manifests read at a time.
+const CONCURRENCY: usize = 16;
+
 /// How often it is planned what has expired.
 const PLAN_EVERY: Duration = Duration::from_hours(1);
 
@@ -25,6 +28,8 @@ pub(super) struct Expiring<'a> {
     lineage: Lineage,
     /// Objects of all base backups that were seen so far.
     packs: PackUse,
+    /// Marks whose log was deleted by this process.
+    log_deleted: BTreeSet<u64>,
     /// When it was last planned, by the clock that never steps.
     planned_at: Option<Duration>,
 }
@@ -38,6 +43,7 @@ impl<'a> Expiring<'a> {
             repository,
             lineage,
             packs: PackUse::default(),
+            log_deleted: BTreeSet::new(),
             planned_at: None,
         }
     }
@@ -180,31 +186,37 @@ impl<'a> Expiring<'a> {
         maintainer: &mut Maintainer,
         turn: &mut Turn,
     ) -> Result<bool> {
+        // What is left is read after it is settled what goes.
+        maintainer.refresh().await?;
         let marks: Vec<Mark> = maintainer.reader().marks().to_vec();
         for mark in marks.iter().filter(|mark| mark.checked) {
+            if !self.log_deleted.contains(&mark.number) {
+                let lowest = maintainer.removed_below().await?;
+                let objects = log_objects(self.lineage.id(), &mark.selected, lowest);
+                turn.deleted += objects.len() as u64;
+                let log = mark.selected.pieces.iter().map(|it| it.stored_bytes);
+                turn.deleted_bytes += log.sum::<u64>();
+                maintainer.delete([objects, Vec::new()]).await?;
+                self.log_deleted.insert(mark.number);
+            }
             let pages = match self.pages(maintainer.reader(), mark).await {
                 Ok(pages) => pages,
                 // What can't be read may refer to anything.
-                Err(
-                    error @ (Error::Damaged { .. } | Error::Missing { .. } | Error::Refused { .. }),
-                ) => {
+                Err(error) if is_damage(&error) => {
                     tracing::warn!(%error, "no pages are deleted: a manifest that tells which are needed can't be read");
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            let lowest = maintainer.removed_below().await?;
-            let mut first = log_objects(self.lineage.id(), &mark.selected, lowest);
-            let log: u64 = mark.selected.pieces.iter().map(|it| it.stored_bytes).sum();
-            first.extend(pages.packs);
             // A manifest tells which packs go, so it stays as long as one of them.
             let done = pages.held_elsewhere == 0;
             let last = if done { pages.manifests } else { Vec::new() };
-            turn.deleted += (first.len() + last.len()) as u64;
-            maintainer.delete([first, last]).await?;
+            turn.deleted += (pages.packs.len() + last.len()) as u64;
+            maintainer.delete([pages.packs, last]).await?;
             if done {
-                turn.deleted_bytes += log + pages.bytes;
+                turn.deleted_bytes += pages.bytes;
                 maintainer.deleted(mark.number).await?;
+                self.log_deleted.remove(&mark.number);
                 return Ok(true);
             }
         }
@@ -225,33 +237,58 @@ impl<'a> Expiring<'a> {
             left.extend(bases_of(lineage.id(), &lineage.reader().await?));
             fetchers.insert(lineage.id(), Fetcher::of(&lineage));
         }
-        // Of these, pages and then manifests may have been deleted by whoever was interrupted before saying so.
+        // Of these, pages and then manifests may have been deleted by whoever was interrupted before saying so; and none
+        // of them comes back, so what one of them that is damaged refers to is not kept for it.
         let doomed = reader.marks().iter().filter(|mark| mark.checked);
         let doomed: BTreeSet<u64> = doomed
             .flat_map(|mark| mark.selected.base_backups.iter().map(|it| it.entry))
             .collect();
         let mut all = left.clone();
         all.extend((gone.iter()).map(|base| ((own, base.entry), base.manifest)));
-        for ((lineage, entry), manifest) in all {
-            let Some(fetcher) = fetchers.get(&lineage) else {
-                continue;
-            };
-            if self.packs.knows(lineage, entry) {
-                continue;
+        all.retain(|(lineage, entry), _| !self.packs.knows(*lineage, *entry));
+        let all: Vec<((LineageId, u64), ObjectRef)> = all.into_iter().collect();
+        for some in all.chunks(CONCURRENCY) {
+            let mut loading = Vec::new();
+            for ((lineage, _), object) in some {
+                if let Some(fetcher) = fetchers.get(lineage) {
+                    loading.push(Manifest::load_any(fetcher, object));
+                }
             }
-            match Manifest::load_any(fetcher, &manifest).await {
-                Ok(manifest) => self.packs.add(lineage, entry, &manifest),
-                Err(Error::Missing { .. }) if lineage == own && doomed.contains(&entry) => {}
-                Err(error) => return Err(error),
+            let loaded = futures::future::join_all(loading).await;
+            for (((lineage, entry), _), manifest) in some.iter().zip(loaded) {
+                match manifest {
+                    Ok(manifest) => self.packs.add(*lineage, *entry, &manifest),
+                    Err(error)
+                        if *lineage == own && doomed.contains(entry) && is_damage(&error) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
-        let gone: BTreeSet<u64> = gone.iter().map(|base| base.entry).collect();
+        let entries: BTreeSet<u64> = gone.iter().map(|base| base.entry).collect();
         let mut left: BTreeSet<(LineageId, u64)> = left.into_keys().collect();
         if !self.lineage.keeps(Rule::SharedPages) {
             left.clear();
         }
-        Ok(self.packs.released(own, &gone, &left))
+        let mut released = self.packs.released(own, &entries, &left);
+        let unread = gone
+            .iter()
+            .filter(|base| !self.packs.knows(own, base.entry));
+        let unread = unread.map(|base| base.manifest.object);
+        released.manifests.extend(
+            unread
+                .filter(|object| !self.packs.is_used(*object, &left))
+                .map(|object| layout::manifest(own, object)),
+        );
+        Ok(released)
     }
+}
+
+/// Whether an object is lost or not what was written.
+fn is_damage(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Damaged { .. } | Error::Missing { .. } | Error::Refused { .. }
+    )
 }
 
 /// What is in `selected` and not in `selection`.

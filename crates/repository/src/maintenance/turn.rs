@@ -175,6 +175,7 @@ impl<'a> Upkeep<'a> {
         let plan = self.plan(maintainer.state());
         let clear = (self.merge_all(maintainer, &plan, bounds, progress, turn)).await?;
         turn.floor = maintainer.raise_floor(clear).await?;
+        self.remove(maintainer, bounds, turn).await?;
         // What can't be deleted is not hidden either.
         if self.may_remove()
             && let Some(expiring) = &mut self.expiring
@@ -182,7 +183,6 @@ impl<'a> Upkeep<'a> {
             let marked = expiring.mark_and_check(maintainer, self.grace, turn).await;
             self.unless_denied(marked)?;
         }
-        self.remove(maintainer, bounds, turn).await?;
         self.delete(maintainer, bounds, turn).await
     }
 
@@ -265,14 +265,15 @@ impl<'a> Upkeep<'a> {
         let expiry = match &mut self.expiring {
             Some(expiring) if may_delete => {
                 let due = expiring.is_due(&reader, self.grace).await;
-                self.unless_denied(due)?.unwrap_or(false)
+                self.unless_denied(due).map(|due| due == Some(true))
             }
-            _ => false,
+            _ => Ok(false),
         };
-        if idle && !removal && !expiry {
+        // Where the promises can't be read, all else is done all the same.
+        if idle && !removal && !matches!(expiry, Ok(true)) {
             // Nothing to say: no epoch is taken for it.
             self.reader = Some(reader);
-            return Ok(false);
+            return expiry;
         }
         let opening = Opening {
             holder: self.holder.clone(),

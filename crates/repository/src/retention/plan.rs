@@ -369,10 +369,8 @@ pub struct Expiry {
 pub fn expiry(state: &LineageState, plans: &[RetentionPlan]) -> Expiry {
     let any = |keeps: &dyn Fn(&RetentionPlan) -> bool| plans.iter().any(keeps);
     let settling = settlements(state);
-    let entries: BTreeSet<u64> = settling.iter().map(|it| it.entry).collect();
     let keeps_piece = |entry| any(&|plan| plan.keeps_piece(entry));
-    let keeps_settled =
-        |entry: u64| entries.contains(&entry) && any(&|plan| plan.keeps_settled(entry));
+    let keeps_settled = |entry| any(&|plan| plan.keeps_settled(entry));
     let pieces = state.pieces.iter().map(|it| it.entry);
     let settled = state.settled.iter().map(|it| it.entry);
     let names = state.names.iter().map(|it| it.entry);

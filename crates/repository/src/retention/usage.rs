@@ -162,6 +162,16 @@ impl PackUse {
         released
     }
 
+    /// Whether one of the base backups `left` is known to refer to an object.
+    pub fn is_used(&self, object: ObjectId, left: &BTreeSet<(LineageId, u64)>) -> bool {
+        left.iter().any(|of| {
+            let (number, life) = (self.numbers.get(of), self.lives.get(&(object, of.0)));
+            number
+                .zip(life)
+                .is_some_and(|(number, life)| (life.first..=life.last).contains(number))
+        })
+    }
+
     /// Objects known.
     pub fn objects(&self) -> usize {
         self.lives.len()
