@@ -680,6 +680,78 @@ fn deleting_packs_that_later_base_backups_share_shows() {
     expiry_shows(Rule::SharedPages);
 }
 
+/// A lineage of ten base backups over three days.
+async fn three_days(seed: u64) -> World {
+    let mut world = World::new(seed, None).await;
+    for number in 0..216 {
+        world.clock.advance(HOUR / 3);
+        if number % 21 == 0 {
+            world.base_backup().await;
+        } else {
+            world.log_piece().await;
+        }
+    }
+    world
+}
+
+/// Neon stopped deleting for ever at an object that it could not read. What is damaged and expired is deleted, and so is
+/// all that other base backups tell.
+#[test]
+fn a_damaged_manifest_that_has_expired_keeps_nothing_else_from_being_deleted() {
+    runtime().block_on(async {
+        let world = three_days(3).await;
+        let (repository, lineage) = (&world.repository, world.lineage.clone());
+        let mut upkeep = world.upkeep(repository, lineage);
+        let expired = upkeep.turn(Bounds::default(), &NoProgress).await.unwrap();
+        assert!(expired.expired_base_backups > 3, "{expired:?}");
+        let reader = world.lineage.reader().await.unwrap();
+        let damaged = reader.marks()[0].selected.base_backups[1].manifest;
+        let name = layout::manifest(damaged.lineage, damaged.object);
+        world.memory.tamper(&name, Bytes::from_static(b"rotten"));
+        world.clock.advance(GRACE);
+        // Another process, which has read none of the manifests.
+        let (repository, lineage) = (&world.repository, world.lineage.clone());
+        let mut upkeep = world.upkeep(repository, lineage);
+        let turn = upkeep.turn(Bounds::default(), &NoProgress).await.unwrap();
+        assert!(turn.deleted > 3, "{turn:?}");
+        let reader = world.lineage.reader().await.unwrap();
+        assert!(reader.marks().is_empty(), "{:?}", reader.marks());
+        assert_eq!(world.memory.stat(&name).await.unwrap(), None);
+        let (stored, named) = world.objects().await;
+        let missing: Vec<&String> = named.difference(&stored).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+        // Packs that only the damaged manifest named can't be told.
+        let left = stored
+            .difference(&named)
+            .filter(|name| !name.contains("/packs/"));
+        assert_eq!(left.count(), 0);
+    });
+}
+
+#[test]
+fn promises_that_cant_be_read_keep_everything_and_stop_no_merging() {
+    runtime().block_on(async {
+        let world = three_days(4).await;
+        let mut pins = world.lineage.pins().await.unwrap();
+        pins.create(pin("one", world.last_record())).await.unwrap();
+        let name = layout::pin(world.lineage.id(), 1);
+        world.memory.tamper(&name, Bytes::from_static(b"rotten"));
+        let (repository, lineage) = (&world.repository, world.lineage.clone());
+        let mut upkeep = world.upkeep(repository, lineage);
+        let turn = upkeep.turn(Bounds::default(), &NoProgress).await;
+        assert_eq!(turn.unwrap_err().kind(), ErrorKind::Damaged);
+        let reader = world.lineage.reader().await.unwrap();
+        assert!(reader.marks().is_empty(), "{:?}", reader.marks());
+        assert!(reader.lowest() > 1, "the floor has risen");
+        let merged = reader
+            .state()
+            .pieces
+            .iter()
+            .filter(|it| it.merged.is_some());
+        assert!(merged.count() > 10);
+    });
+}
+
 /// Law 4: a writer has no need of the right to delete. What can't be deleted is not hidden either.
 #[test]
 fn without_the_right_to_delete_nothing_expires_and_all_else_is_done() {
