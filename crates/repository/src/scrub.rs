@@ -172,7 +172,38 @@ struct Run<'a> {
     items: BTreeMap<Cursor, Item>,
     /// Why the log of drills can't be read.
     unreadable: Option<Error>,
+    /// What base backups referred to when it was last asked, and which base backups these were.
+    live: tokio::sync::Mutex<Option<(Vec<u64>, BTreeSet<ObjectId>)>>,
     outcome: Outcome,
+}
+
+/// Manifests and packs that base backups refer to, packs with their frames.
+#[derive(Default)]
+struct PageObjects {
+    manifests: BTreeMap<ObjectId, ObjectRef>,
+    packs: BTreeMap<ObjectId, (ObjectRef, u32)>,
+}
+
+impl PageObjects {
+    async fn of(fetcher: &Fetcher, state: &LineageState) -> Result<Self> {
+        let mut all = Self::default();
+        let whole = state.base_backups.iter().map(|base| (base.manifest, false));
+        let partial = state.partial.iter().map(|it| (it.manifest, true));
+        for (object, partial) in whole.chain(partial) {
+            all.manifests.insert(object.object, object);
+            let loaded = match load(fetcher, &object, partial).await {
+                Ok(loaded) => loaded,
+                // The manifest itself is read in the pass, and what it alone names can't be told.
+                Err(error) if is_damage(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            let homes = loaded.parts().iter().map(|part| part.handle.object);
+            all.manifests.extend(homes.map(|home| (home.object, home)));
+            let table = loaded.packs().values();
+            (all.packs).extend(table.map(|pack| (pack.object.object, (pack.object, pack.frames))));
+        }
+        Ok(all)
+    }
 }
 
 impl<'a> Run<'a> {
@@ -190,6 +221,7 @@ impl<'a> Run<'a> {
             scrubs,
             items: BTreeMap::new(),
             unreadable: None,
+            live: tokio::sync::Mutex::default(),
             outcome: Outcome::default(),
         };
         run.list().await?;
@@ -270,21 +302,7 @@ impl<'a> Run<'a> {
     }
 
     async fn list_pages(&mut self) -> Result<()> {
-        let mut manifests: BTreeMap<ObjectId, ObjectRef> = BTreeMap::new();
-        let mut packs: BTreeMap<ObjectId, (ObjectRef, u32)> = BTreeMap::new();
-        for (object, partial) in self.manifests() {
-            manifests.insert(object.object, object);
-            let loaded = match load(&self.fetcher, &object, partial).await {
-                Ok(loaded) => loaded,
-                // The manifest itself is read in the pass, and what it alone names can't be told.
-                Err(error) if is_damage(&error) => continue,
-                Err(error) => return Err(error),
-            };
-            let homes = loaded.parts().iter().map(|part| part.handle.object);
-            manifests.extend(homes.map(|home| (home.object, home)));
-            let table = loaded.packs().values();
-            packs.extend(table.map(|pack| (pack.object.object, (pack.object, pack.frames))));
-        }
+        let PageObjects { manifests, packs } = PageObjects::of(&self.fetcher, &self.state).await?;
         for object in manifests.into_values() {
             let name = object_name(ObjectKind::Manifest, &object);
             self.add(SECTION_MANIFESTS, name, object.len, Thing::Manifest(object));
@@ -294,16 +312,6 @@ impl<'a> Run<'a> {
             self.add(SECTION_PACKS, name, object.len, Thing::Pack(object, frames));
         }
         Ok(())
-    }
-
-    /// The manifests that the ledger names, and whether they are partial.
-    fn manifests(&self) -> Vec<(ObjectRef, bool)> {
-        let whole = self.state.base_backups.iter();
-        let whole = whole.map(|base| (base.manifest, false));
-        let partial = self.state.partial.iter();
-        whole
-            .chain(partial.map(|partial| (partial.manifest, true)))
-            .collect()
     }
 
     /// Looks again at what stands as damaged: it may have been put back, it may not be needed any more, and
@@ -452,9 +460,20 @@ impl<'a> Run<'a> {
         Ok(found)
     }
 
-    async fn is_used(&self, part: &Part) -> Result<bool> {
+    /// Whether a base backup that has not expired refers to an object.
+    async fn is_used(&self, object: ObjectId) -> Result<bool> {
         let now = self.lineage.load_stored_state().await?;
-        Ok(!users(&self.fetcher, &now, part).await?.is_empty())
+        let bases = now.base_backups.iter().map(|base| base.entry);
+        let bases: Vec<u64> = bases.chain(now.partial.iter().map(|it| it.entry)).collect();
+        let mut live = self.live.lock().await;
+        if live.as_ref().is_none_or(|(of, _)| *of != bases) {
+            let PageObjects { manifests, packs } = PageObjects::of(&self.fetcher, &now).await?;
+            let objects = manifests.into_keys().chain(packs.into_keys()).collect();
+            *live = Some((bases, objects));
+        }
+        Ok(live
+            .as_ref()
+            .is_some_and(|(_, objects)| objects.contains(&object)))
     }
 
     /// Whether an item is needed still: since it was listed, its log may have been merged, the floor have risen
@@ -468,13 +487,8 @@ impl<'a> Run<'a> {
                     (now.pieces.iter())
                         .any(|piece| piece.object_name(now.lineage) == item.cursor.name)
                 }
-                Thing::Manifest(object) => {
-                    let part = Part::Manifest(object.object);
-                    self.is_used(&part).await?
-                }
-                Thing::Pack(object, _) => {
-                    let part = Part::Pack(object.object, Vec::new());
-                    self.is_used(&part).await?
+                Thing::Manifest(object) | Thing::Pack(object, _) => {
+                    self.is_used(object.object).await?
                 }
                 _ => true,
             })

@@ -1,6 +1,8 @@
 //! Single things that go wrong while something expires.
 
 use super::*;
+use crate::plan::Damage;
+use crate::scrub::{Host, scrub};
 
 /// A lineage of ten base backups over three days.
 async fn three_days(seed: u64) -> World {
@@ -199,4 +201,48 @@ fn a_snapshot_that_is_made_while_its_base_backup_expires_keeps_it() {
 fn deleting_without_a_second_look_at_the_promises_shows() {
     let run = || runtime().block_on(a_snapshot_is_made_meanwhile(Some(Rule::SecondCheck)));
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+}
+
+/// After the first object has been read, a day passes, and what had expired is deleted.
+struct DaysPass {
+    world: tokio::sync::Mutex<World>,
+    passed: std::sync::atomic::AtomicBool,
+}
+
+#[async_trait]
+impl Host for DaysPass {
+    async fn begins(&self, _: u64, _: u64) {}
+
+    async fn has_read(&self, _: u64) -> bool {
+        if !self.passed.swap(true, Ordering::Relaxed) {
+            let world = self.world.lock().await;
+            let (repository, lineage) = (&world.repository, world.lineage.clone());
+            let mut upkeep = world.upkeep(repository, lineage);
+            upkeep.turn(Bounds::default(), &NoProgress).await.unwrap();
+            world.clock.advance(GRACE);
+            let turn = upkeep.turn(Bounds::default(), &NoProgress).await.unwrap();
+            assert!(turn.deleted > 10, "{turn:?}");
+        }
+        true
+    }
+
+    async fn before_second_look(&self) {}
+    async fn found(&self, _: &Damage, _: &LineageState) {}
+    async fn sound(&self, _: &str) {}
+}
+
+/// A scrub of a large lineage takes weeks.
+#[test]
+fn what_expired_and_was_deleted_while_a_scrub_went_on_is_no_damage() {
+    runtime().block_on(async {
+        let world = three_days(5).await;
+        let lineage = world.lineage.clone();
+        let host = DaysPass {
+            world: tokio::sync::Mutex::new(world),
+            passed: false.into(),
+        };
+        let outcome = scrub(&lineage, &host, &NoProgress).await.unwrap();
+        assert!(outcome.complete && host.passed.load(Ordering::Relaxed));
+        assert!(outcome.found.is_empty(), "{:?}", outcome.found);
+    });
 }
