@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use borealis_base::{Position, SystemClock, Timestamp};
@@ -102,13 +103,25 @@ pub struct TestServer {
 
 /// A port that nobody listens on now, and whose socket in `/tmp` no killed server of another user has left locked.
 pub fn free_port() -> u16 {
-    loop {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        let port = listener.local_addr().expect("is bound").port();
-        if !Path::new(&format!("/tmp/.s.PGSQL.{port}.lock")).exists() {
+    // Below those that the system gives to clients (`ip_local_port_range`). Another test that looks at the same moment must
+    // not find the same one: within a process each is given once in a long time, and processes begin far from each other.
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    const APART: u32 = 7_919;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(APART);
+    for _ in 0..COUNT {
+        let given = GIVEN.fetch_add(1, Ordering::Relaxed);
+        let port = FIRST + begin.wrapping_add(given) % COUNT;
+        let port = u16::try_from(port).expect("it is below 32,000");
+        let sockets =
+            ["/tmp", "/var/run/postgresql"].map(|at| format!("{at}/.s.PGSQL.{port}.lock"));
+        let taken = sockets.iter().any(|socket| Path::new(socket).exists());
+        if !taken && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
+    panic!("no port is free");
 }
 
 /// The system user of test servers: `postgres` where the tests run as root.
