@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use borealis_base::{Branch, ByteLen, Clock, ErrorKind, Position, Progress, RecordSpan, Timestamp};
+use borealis_base::{ByteLen, Clock, ErrorKind, Progress, RecordSpan, Timestamp};
 use borealis_repository::Lineage;
-use borealis_repository::drills::{Drill, DrillOutcome, DrillTimes};
+use borealis_repository::drills::{Drill, DrillOutcome};
 use borealis_repository::plan::Target;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
@@ -199,28 +199,13 @@ fn micros_of(seconds: f64) -> u64 {
 }
 
 fn begun(begun_at: Timestamp, options: &Options) -> Drill {
+    let target = match &options.point {
+        Point::Random(_) => "random".to_owned(),
+        Point::At(target) => target.to_string(),
+    };
     Drill {
-        begun_at,
-        ended_at: begun_at,
-        host: host::name(),
-        target: match &options.point {
-            Point::Random(_) => "random".to_owned(),
-            Point::At(target) => target.to_string(),
-        },
-        seed: None,
-        branch: Branch(0),
-        last_record: None,
-        time: None,
-        base_backup: 0,
-        log_from: Position::ZERO,
-        latest: None,
-        times: DrillTimes::default(),
-        file_bytes: 0,
-        log_bytes: 0,
-        rows: 0,
-        not_checked: Vec::new(),
-        outcome: DrillOutcome::Passed,
         every_seconds: options.every.map_or(0, |every| every.as_secs()),
+        ..Drill::without_plan(begun_at, host::name(), target, DrillOutcome::Passed)
     }
 }
 

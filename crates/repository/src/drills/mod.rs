@@ -101,6 +101,35 @@ pub struct Drill {
 }
 
 impl Drill {
+    /// One that has come to no plan.
+    pub fn without_plan(
+        at: Timestamp,
+        host: String,
+        target: String,
+        outcome: DrillOutcome,
+    ) -> Self {
+        Self {
+            begun_at: at,
+            ended_at: at,
+            host,
+            target,
+            seed: None,
+            branch: Branch(0),
+            last_record: None,
+            time: None,
+            base_backup: 0,
+            log_from: Position::ZERO,
+            latest: None,
+            times: DrillTimes::default(),
+            file_bytes: 0,
+            log_bytes: 0,
+            rows: 0,
+            not_checked: Vec::new(),
+            outcome,
+            every_seconds: 0,
+        }
+    }
+
     /// Microseconds of commits that would have been lost if the source had gone when it began.
     pub fn loss_window(&self) -> Option<u64> {
         let latest = self.latest?;

@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use borealis_base::{LineageId, Timestamp};
+use borealis_base::{ErrorKind, LineageId, Timestamp};
 
 use super::turn::Turn;
 use crate::catalog::Lineage;
 use crate::ledger::{Expired, LedgerReader, Maintainer, Mark, Rule};
 use crate::pages::fetch::Fetcher;
 use crate::pages::manifest::Manifest;
-use crate::plan::selection::{runs_of, within};
 use crate::plan::{LineageState, ObjectRef, Selected, Selection};
 use crate::retention::{Expiry, PackUse, Released, expiry, plan};
 use crate::{Error, Repository, Result, layout};
@@ -283,44 +282,19 @@ impl<'a> Expiring<'a> {
     }
 }
 
-/// Whether an object is lost or not what was written.
+/// Whether an object is lost or not what was written; not whether a key for it is missing.
 fn is_damage(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Damaged { .. } | Error::Missing { .. } | Error::Refused { .. }
-    )
+    error.kind() == ErrorKind::Damaged
 }
 
 /// What is in `selected` and not in `selection`.
 fn outside(selected: &Selected, selection: &Selection) -> Selection {
-    let pieces = selected.pieces.iter().map(|it| it.entry);
-    let settled = selected.settled.iter().map(|it| it.entry);
-    let names = selected.names.iter().map(|it| it.entry);
-    let bases = selected.base_backups.iter().map(|it| it.entry);
-    Selection {
-        base_backups: bases
-            .filter(|it| !selection.base_backups.contains(it))
-            .collect(),
-        pieces: runs_of(pieces, |entry| !within(&selection.pieces, entry)),
-        settled: runs_of(settled, |entry| !within(&selection.settled, entry)),
-        names: runs_of(names, |entry| !within(&selection.names, entry)),
-    }
+    Selection::of(selected, |list, entry| !selection.holds(list, entry))
 }
 
 /// What of `selection` is there in `state`.
 fn among(state: &LineageState, selection: &Selection) -> Selection {
-    let pieces = state.pieces.iter().map(|it| it.entry);
-    let settled = state.settled.iter().map(|it| it.entry);
-    let names = state.names.iter().map(|it| it.entry);
-    let bases = state.base_backups.iter().map(|it| it.entry);
-    Selection {
-        base_backups: bases
-            .filter(|it| selection.base_backups.contains(it))
-            .collect(),
-        pieces: runs_of(pieces, |entry| within(&selection.pieces, entry)),
-        settled: runs_of(settled, |entry| within(&selection.settled, entry)),
-        names: runs_of(names, |entry| within(&selection.names, entry)),
-    }
+    Selection::of(state, |list, entry| selection.holds(list, entry))
 }
 
 /// All base backups that a lineage names, also those that are hidden and not deleted yet, and the partial one.

@@ -36,7 +36,76 @@ pub struct Selected {
     pub names: Vec<NamesSummary>,
 }
 
+/// One of the lists that a choice is made among.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum List {
+    /// Base backups.
+    BaseBackups,
+    /// Log pieces.
+    Pieces,
+    /// Settled moments without log.
+    Settled,
+    /// Names.
+    Names,
+}
+
+/// What a choice is made among, each list in the order of its entries.
+#[derive(Debug, Clone, Copy)]
+pub struct Lists<'a> {
+    base_backups: &'a [BaseBackupSummary],
+    pieces: &'a [PieceSummary],
+    settled: &'a [SettledSummary],
+    names: &'a [NamesSummary],
+}
+
+impl<'a> From<&'a LineageState> for Lists<'a> {
+    fn from(state: &'a LineageState) -> Self {
+        Self {
+            base_backups: &state.base_backups,
+            pieces: &state.pieces,
+            settled: &state.settled,
+            names: &state.names,
+        }
+    }
+}
+
+impl<'a> From<&'a Selected> for Lists<'a> {
+    fn from(selected: &'a Selected) -> Self {
+        Self {
+            base_backups: &selected.base_backups,
+            pieces: &selected.pieces,
+            settled: &selected.settled,
+            names: &selected.names,
+        }
+    }
+}
+
 impl Selection {
+    /// What of `lists` is `chosen`, by the list and the entry.
+    pub fn of<'a>(lists: impl Into<Lists<'a>>, chosen: impl Fn(List, u64) -> bool) -> Self {
+        let lists = lists.into();
+        let pieces = lists.pieces.iter().map(|it| it.entry);
+        let settled = lists.settled.iter().map(|it| it.entry);
+        let names = lists.names.iter().map(|it| it.entry);
+        let bases = lists.base_backups.iter().map(|it| it.entry);
+        Self {
+            base_backups: bases.filter(|it| chosen(List::BaseBackups, *it)).collect(),
+            pieces: runs_of(pieces, |entry| chosen(List::Pieces, entry)),
+            settled: runs_of(settled, |entry| chosen(List::Settled, entry)),
+            names: runs_of(names, |entry| chosen(List::Names, entry)),
+        }
+    }
+
+    /// Whether an entry is chosen.
+    pub fn holds(&self, list: List, entry: u64) -> bool {
+        match list {
+            List::BaseBackups => self.base_backups.contains(&entry),
+            List::Pieces => within(&self.pieces, entry),
+            List::Settled => within(&self.settled, entry),
+            List::Names => within(&self.names, entry),
+        }
+    }
+
     /// Whether nothing is chosen.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -62,11 +131,15 @@ impl Selected {
     pub fn take(&mut self, selection: &Selection) -> Self {
         Self {
             base_backups: take(&mut self.base_backups, |it| {
-                selection.base_backups.contains(&it.entry)
+                selection.holds(List::BaseBackups, it.entry)
             }),
-            pieces: take(&mut self.pieces, |it| within(&selection.pieces, it.entry)),
-            settled: take(&mut self.settled, |it| within(&selection.settled, it.entry)),
-            names: take(&mut self.names, |it| within(&selection.names, it.entry)),
+            pieces: take(&mut self.pieces, |it| {
+                selection.holds(List::Pieces, it.entry)
+            }),
+            settled: take(&mut self.settled, |it| {
+                selection.holds(List::Settled, it.entry)
+            }),
+            names: take(&mut self.names, |it| selection.holds(List::Names, it.entry)),
         }
     }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::demand::{Demand, Demands};
 use super::index::Index;
 use super::terms::{Promise, Terms};
-use crate::plan::selection::{runs_of, within};
+use crate::plan::selection::{List, runs_of, within};
 use crate::plan::{Forgotten, LineageState, Selection, Settlement, settlements};
 
 /// Something stored.
@@ -367,29 +367,20 @@ pub struct Expiry {
 
 /// What none of `plans` keeps of `state`, of which they were made.
 pub fn expiry(state: &LineageState, plans: &[RetentionPlan]) -> Expiry {
-    let any = |keeps: &dyn Fn(&RetentionPlan) -> bool| plans.iter().any(keeps);
-    let settling = settlements(state);
-    let keeps_piece = |entry| any(&|plan| plan.keeps_piece(entry));
-    let keeps_settled = |entry| any(&|plan| plan.keeps_settled(entry));
-    let pieces = state.pieces.iter().map(|it| it.entry);
-    let settled = state.settled.iter().map(|it| it.entry);
-    let names = state.names.iter().map(|it| it.entry);
-    let bases = state.base_backups.iter().map(|it| it.entry);
-    let selection = Selection {
-        base_backups: bases
-            .filter(|entry| !any(&|plan| plan.keeps_base_backup(*entry)))
-            .collect(),
-        pieces: runs_of(pieces, |entry| !keeps_piece(entry)),
-        settled: runs_of(settled, |entry| !keeps_settled(entry)),
-        names: runs_of(names, |entry| !any(&|plan| plan.keeps_names(entry))),
+    let keeps = |plan: &RetentionPlan, list, entry| match list {
+        List::BaseBackups => plan.keeps_base_backup(entry),
+        List::Pieces => plan.keeps_piece(entry),
+        List::Settled => plan.keeps_settled(entry),
+        List::Names => plan.keeps_names(entry),
     };
+    let selection = Selection::of(state, |list, entry| {
+        !plans.iter().any(|plan| keeps(plan, list, entry))
+    });
+    let settling = settlements(state);
     let goes = |it: &Settlement| {
-        let runs = if it.last_record.is_some() {
-            &selection.settled
-        } else {
-            &selection.pieces
-        };
-        within(runs, it.entry)
+        // Those of a piece are told by its time map.
+        let list = it.last_record.map_or(List::Pieces, |_| List::Settled);
+        selection.holds(list, it.entry)
     };
     // Of those that follow each other the last one says all.
     let next = settling.iter().skip(1).map(Some).chain([None]);

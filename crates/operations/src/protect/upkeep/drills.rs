@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use std::process::Stdio;
 use std::time::Duration;
 
-use borealis_base::{Branch, ErrorKind, Position, Timestamp, show_duration};
-use borealis_repository::drills::{Drill, DrillOutcome, DrillTimes};
+use borealis_base::{ErrorKind, Timestamp, show_duration};
+use borealis_repository::drills::{Drill, DrillOutcome};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt;
 use tokio::process::{ChildStderr, Command};
@@ -192,24 +192,10 @@ impl Drop for Ending {
 }
 
 fn missed(due: Timestamp, now: Timestamp, reason: String, every: Duration) -> Drill {
+    let target = format!("random, due {due}, {} ago", show_duration(now.since(due)));
+    let outcome = DrillOutcome::Missed { reason };
     Drill {
-        begun_at: now,
-        ended_at: now,
-        host: host::name(),
-        target: format!("random, due {due}, {} ago", show_duration(now.since(due))),
-        seed: None,
-        branch: Branch(0),
-        last_record: None,
-        time: None,
-        base_backup: 0,
-        log_from: Position::ZERO,
-        latest: None,
-        times: DrillTimes::default(),
-        file_bytes: 0,
-        log_bytes: 0,
-        rows: 0,
-        not_checked: Vec::new(),
-        outcome: DrillOutcome::Missed { reason },
         every_seconds: every.as_secs(),
+        ..Drill::without_plan(now, host::name(), target, outcome)
     }
 }

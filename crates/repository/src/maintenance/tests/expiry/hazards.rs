@@ -1,7 +1,7 @@
 //! Single things that go wrong while something expires.
 
 use super::*;
-use crate::plan::Damage;
+use crate::plan::{Damage, Fault, Part};
 use crate::scrub::{Host, scrub};
 
 /// A lineage of ten base backups over three days.
@@ -244,5 +244,44 @@ fn what_expired_and_was_deleted_while_a_scrub_went_on_is_no_damage() {
         let outcome = scrub(&lineage, &host, &NoProgress).await.unwrap();
         assert!(outcome.complete && host.passed.load(Ordering::Relaxed));
         assert!(outcome.found.is_empty(), "{:?}", outcome.found);
+    });
+}
+
+/// pgBackRest expires the good copy behind a damaged newer one. What serves in the place of what a scrub found damaged
+/// is kept, and so is that, since it may be healed.
+#[test]
+fn the_good_base_backup_before_a_damaged_one_does_not_expire() {
+    runtime().block_on(async {
+        let world = three_days(6).await;
+        let all = world.lineage.load_state().await.unwrap().base_backups;
+        let (repository, lineage) = (&world.repository, world.lineage.clone());
+        let mut upkeep = world.upkeep(repository, lineage.clone());
+        // The window begins a day ago.
+        let first = world.now().minus(Duration::from_hours(24));
+        let at = all.iter().rposition(|base| base.ended_at <= first).unwrap();
+        assert!(at > 1);
+        let damage = Damage {
+            found_at: world.now(),
+            object: layout::manifest(all[at].manifest.lineage, all[at].manifest.object),
+            fault: Fault::Damaged,
+            part: Part::Manifest(all[at].manifest.object),
+            what: "injected".to_owned(),
+            base_backups: vec![all[at].entry],
+            looked_through: world.writer.state().head,
+        };
+        let mut scrubs = lineage.scrubs().await.unwrap();
+        scrubs.record_damage(&damage).await.unwrap();
+        upkeep.turn(Bounds::default(), &NoProgress).await.unwrap();
+        let kept = lineage.load_stored_state().await.unwrap().base_backups;
+        let oldest = kept.first().map(|base| base.entry);
+        assert_eq!(oldest, Some(all[at - 1].entry), "it serves in its place");
+        assert_eq!(kept[1].entry, all[at].entry, "it may be healed");
+        // Healed, it serves the window by itself.
+        let now = world.now();
+        scrubs.record_sound(&damage.object, now).await.unwrap();
+        world.clock.advance(HOUR);
+        upkeep.turn(Bounds::default(), &NoProgress).await.unwrap();
+        let kept = lineage.load_stored_state().await.unwrap().base_backups;
+        assert_eq!(kept.first().map(|base| base.entry), Some(all[at].entry));
     });
 }
